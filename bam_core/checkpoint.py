@@ -1,0 +1,284 @@
+"""A model folder: config.json, model.safetensors (or shards and an index), tokenizer.json, MODEL_CARD.md.
+
+Written and read one tensor at a time. Equal models give equal bytes. Nothing is skipped: the tensors of a
+folder are exactly those of its config, in name and shape, or it is refused with every difference named.
+Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bam_core.config import LAYOUT_VERSION, AttentionExperts, FFNExperts, ModelConfig
+from bam_core.errors import ArtifactDamaged, InvalidInput, Problem, StoreError
+from bam_core.graph.record import require_inside
+from bam_core.nn.costs import params_active, params_total
+from bam_core.nn.lm import LM
+from bam_core.nn.shapes import Shape, tensor_shapes
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_SHARD_BYTES = 5_000_000_000
+
+
+class TensorSource(Protocol):
+    """Named tensors that are read when asked for, so that one at a time need be in memory."""
+
+    def names(self) -> list[str]: ...
+
+    def shape(self, name: str) -> Shape: ...
+
+    def get(self, name: str) -> Tensor: ...
+
+
+class _SafetensorsFiles:
+    """The tensors of one or more safetensors files; they are mapped into memory, and read when touched."""
+
+    def __init__(self, files: Mapping[str, Any]) -> None:
+        self._files = files
+        """tensor name -> the open file that holds it"""
+
+    def names(self) -> list[str]:
+        return sorted(self._files)
+
+    def shape(self, name: str) -> Shape:
+        return tuple(self._files[name].get_slice(name).get_shape())
+
+    def get(self, name: str) -> Tensor:
+        tensor: Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+
+def open_tensors(folder: Path) -> TensorSource:
+    """Open the weights of a model folder without reading them.
+
+    Raises ArtifactDamaged naming the file that is missing, truncated, not safetensors, of another layout
+    version, or that does not hold what the index says.
+    """
+    index = folder / INDEX
+    if not index.exists():
+        file = _open_file(folder / WEIGHTS)
+        return _SafetensorsFiles(dict.fromkeys(file.keys(), file))
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise ArtifactDamaged(f"{index}: has no weight_map of tensor names to file names")
+    files: dict[str, Any] = {}
+    for shard in sorted(set(weight_map.values())):
+        require_inside(shard, str(index))
+        file = _open_file(folder / shard)
+        promised = {name for name, holder in weight_map.items() if holder == shard}
+        if differing := promised ^ set(file.keys()):
+            raise ArtifactDamaged(f"{folder / shard}: differs from {INDEX} in {', '.join(sorted(differing))}")
+        files |= dict.fromkeys(promised, file)
+    return _SafetensorsFiles(files)
+
+
+def _open_file(path: Path) -> Any:
+    try:
+        file: Any = safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ArtifactDamaged(f"{path}: cannot be read as safetensors ({error})") from error
+    version = (file.metadata() or {}).get("layout_version", str(LAYOUT_VERSION))
+    if version != str(LAYOUT_VERSION):
+        raise ArtifactDamaged(f"{path}: layout_version {version}; this version of bam reads {LAYOUT_VERSION}")
+    return file
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ArtifactDamaged(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise ArtifactDamaged(f"{path}: must hold a JSON object")
+    return data
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Read what the model is; `bam`, the provenance, is left out.
+
+    Raises ArtifactDamaged if the file is missing or not JSON, InvalidInput if it describes no possible model.
+    """
+    path = folder / CONFIG
+    data = _read_json(path)
+    data.pop("bam", None)
+    try:
+        return ModelConfig.from_json(data, where=str(path))
+    except (TypeError, AttributeError) as error:
+        raise ArtifactDamaged(f"{path}: not the config of a model ({error})") from error
+
+
+def load_model(folder: Path, dtype: torch.dtype | None = None, device: str = "cpu") -> LM:
+    """Build the model of a folder with its weights.
+
+    dtype: as `LM.cast`; None is the dtype of the weights as stored, and float32 if that is narrower.
+    Raises InvalidInput naming every tensor that is missing, unknown or of another shape; else as
+    `open_tensors`.
+    """
+    config = read_config(folder)
+    source = open_tensors(folder)
+    _require_tensors(folder, config, {name: source.shape(name) for name in source.names()})
+    with torch.device(device):
+        model = LM(config)
+    model.cast(dtype or torch.promote_types(source.get("embed.weight").dtype, torch.float32))
+    for name, parameter in model.state_dict().items():
+        parameter.copy_(source.get(name))
+    return model
+
+
+def _require_tensors(folder: Path, config: ModelConfig, found: Mapping[str, Shape]) -> None:
+    wanted = tensor_shapes(config)
+    problems = [
+        Problem(name, None, f"is missing; must be {list(wanted[name])}")
+        for name in wanted
+        if name not in found
+    ]
+    for name, shape in found.items():
+        if name not in wanted:
+            problems.append(Problem(name, list(shape), "is no tensor of this config"))
+        elif shape != wanted[name]:
+            problems.append(Problem(name, list(shape), f"must be {list(wanted[name])}"))
+    if problems:
+        raise InvalidInput(f"the tensors of {folder}", problems)
+
+
+def write_model(
+    folder: Path,
+    config: ModelConfig,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    tokenizer: Path | None,
+    card: str,
+    provenance: Mapping[str, Any] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write a model folder, tensors as they come; one shard and the tensor that opens the next are held.
+
+    provenance: free-form JSON (stage, key ...), kept under `bam` in config.json. config.json is written last.
+    Raises InvalidInput, before the weights get their final names, unless the tensors are exactly the
+    config's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shapes: dict[str, Shape] = {}
+    shards: list[list[str]] = []
+    total_bytes = 0
+    for shard in _shards(tensors, max_shard_bytes):
+        assert shapes.keys().isdisjoint(shard), f"tensors given twice: {shapes.keys() & shard.keys()}"
+        _write_shard(folder / _part(len(shards)), shard)
+        shards.append(sorted(shard))
+        shapes |= {name: tuple(tensor.shape) for name, tensor in shard.items()}
+        total_bytes += sum(tensor.nbytes for tensor in shard.values())
+        shard.clear()  # or it would stay alive while the next one fills
+    _require_tensors(folder, config, shapes)
+    for stale in folder.glob(f"{Path(WEIGHTS).stem}*.safetensors*"):
+        stale.unlink()  # of an earlier model in this folder: an index of its shards would be read first
+    _name_shards(folder, shards, total_bytes)
+    if tokenizer is not None:
+        shutil.copyfile(tokenizer, folder / "tokenizer.json")
+    (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+    _write_json(folder / CONFIG, config.to_json() | {"bam": dict(provenance or {})})
+
+
+def _write_shard(path: Path, shard: dict[str, Tensor]) -> None:
+    # One entry of metadata only: safetensors writes several in a random order, and bytes must not vary.
+    try:
+        save_file(shard, path, metadata={"layout_version": str(LAYOUT_VERSION)})
+    except SafetensorError as error:
+        raise StoreError(f"{path}: cannot be written ({error})") from error
+
+
+def _part(index: int) -> str:
+    return f"model-{index + 1:05d}.part"
+
+
+def _shards(tensors: Iterable[tuple[str, Tensor]], max_bytes: int) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        assert name not in shard, f"tensor given twice: {name}"
+        if shard and size + tensor.nbytes > max_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor.detach().cpu().contiguous()
+        size += tensor.nbytes
+    if shard:
+        yield shard
+
+
+def _name_shards(folder: Path, shards: Sequence[Sequence[str]], total_bytes: int) -> None:
+    if len(shards) == 1:
+        (folder / _part(0)).rename(folder / WEIGHTS)
+        return
+    weight_map: dict[str, str] = {}
+    for index, names in enumerate(shards):
+        shard = f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
+        (folder / _part(index)).rename(folder / shard)
+        weight_map |= dict.fromkeys(names, shard)
+    _write_json(
+        folder / INDEX,
+        {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))},
+    )
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def tensor_sha256(tensor: Tensor) -> str:
+    """Hex sha256 of the raw bytes, C order: of the very bytes that safetensors stores for this tensor."""
+    bytes_N = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(bytes_N.numpy().data).hexdigest()
+
+
+def model_card(
+    *,
+    name: str,
+    what: str,
+    config: ModelConfig,
+    parents: Mapping[str, tuple[str, str]],
+    facts: Mapping[str, str],
+) -> str:
+    """Describe a model in Markdown.
+
+    what: one sentence. parents: role -> (stage, key) of what it was made from. facts: rows of the first
+    table, such as data and tokens.
+    """
+    attention, ffn = config.attention, config.ffn
+    sizes = {
+        "parameters": f"{params_total(config):,}, of which a token uses {params_active(config):,}",
+        "layers": f"{config.n_layers}, {config.residual} residual, width {config.d_model:,}",
+        "attention": f"{config.n_heads} heads, {config.n_kv_heads} of keys and values",
+        "FFN": f"SwiGLU of width {config.d_ff:,}",
+        "vocabulary, context": f"{config.vocab_size:,}, {config.max_seq_len:,} tokens",
+    }
+    if attention:
+        sizes["attention experts"] = f"{_experts(config, attention)}; {attention.kv} keys and values"
+    if ffn:
+        sizes["FFN experts"] = _experts(config, ffn)
+    made_from = [f"- {role}: `{stage}`, key `{key}`" for role, (stage, key) in parents.items()]
+    return (
+        "\n\n".join(
+            [f"# {name}", what, _table(facts), "## Sizes", _table(sizes), "## Made from"]
+            + (["\n".join(made_from)] if made_from else ["Nothing: it started from random weights."])
+        )
+        + "\n"
+    )
+
+
+def _experts(config: ModelConfig, experts: AttentionExperts | FFNExperts) -> str:
+    return f"{', '.join(config.experts)}; top {experts.top_k} of {experts.n_experts}, {experts.gate}"
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows.items())])

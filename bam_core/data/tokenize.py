@@ -1,0 +1,122 @@
+"""Text to token ids by byte-level BPE: every text has a tokenisation, and bytes can be counted exactly.
+
+Invariant: the `token_bytes` of a text's ids add up to its UTF-8 size. Bits per byte rests on it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+from bam_core.errors import InvalidInput, Problem
+
+END_OF_TEXT = "<|endoftext|>"
+END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
+"""What ends a document, by preference: ours, GPT-2's and NeoX's; Llama 3's; the others' usual ones."""
+
+SMALLEST_VOCABULARY = 256 + 1
+"""All bytes and the end of text."""
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> str:
+    """Train a byte-level BPE and return its `tokenizer.json`. `<|endoftext|>` is id 0, the bytes follow.
+
+    The vocabulary is smaller than asked for when the texts hold no more pairs to merge. Raises InvalidInput.
+    """
+    if vocab_size < SMALLEST_VOCABULARY:
+        expected = f"must be at least {SMALLEST_VOCABULARY}: every byte and the end of text"
+        raise InvalidInput("tokenizer", [Problem("vocab_size", vocab_size, expected)])
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(END_OF_TEXT, special=True, normalized=False)],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return str(tokenizer.to_str(pretty=True))
+
+
+class Tokenizer:
+    """A trained tokenizer.
+
+    vocab_size: the highest id + 1. eos_id: what ends every document. token_bytes [vocab_size]: UTF-8 bytes
+    that each id stands for; 0 for special tokens.
+    """
+
+    def __init__(self, definition: str, where: str = "tokenizer") -> None:
+        """Read a `tokenizer.json`. Raises InvalidInput unless it is byte-level and has an end token."""
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(definition)
+        except Exception as error:  # the library raises bare Exception
+            raise _invalid(where, f"must be a tokenizer.json: {error}") from error
+        self._tokenizer.encode_special_tokens = (
+            True  # "<|endoftext|>" inside a document is text like any other
+        )
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        if not _is_byte_level(json.loads(definition)):
+            raise _invalid(where, "must be a byte-level tokenizer; others do not keep every byte of the text")
+        end_ids = [self._tokenizer.token_to_id(name) for name in END_TOKENS]
+        known = [index for index in end_ids if index is not None]
+        if not known:
+            raise _invalid(where, f"must have an end-of-text token, one of {', '.join(END_TOKENS)}")
+        self.eos_id = known[0]
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.token_bytes = np.zeros(self.vocab_size, dtype=np.int32)
+        added = self._tokenizer.get_added_tokens_decoder()
+        for token, index in vocabulary.items():
+            if index not in added:
+                self.token_bytes[index] = len(token)  # one character of a byte-level token is one byte
+            elif not added[index].special:
+                self.token_bytes[index] = len(token.encode())
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """Read a `tokenizer.json`. Raises InvalidInput, naming the file."""
+        try:
+            definition = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise _invalid(str(path), f"must be a readable tokenizer.json: {error}") from error
+        return cls(definition, where=str(path))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, with nothing added in front or behind."""
+        return [
+            encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        ]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of these ids; special tokens have none. Bytes of a cut character read as U+FFFD."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def _invalid(where: str, expected: str) -> InvalidInput:
+    return InvalidInput(where, [Problem("path", where, expected)])
+
+
+def _is_byte_level(definition: dict[str, Any]) -> bool:
+    """Whether bytes become characters one to one, behind at most a composition of Unicode (NFC)."""
+    steps = list(_steps(definition.get("pre_tokenizer")))
+    return definition.get("normalizer") in (None, {"type": "NFC"}) and any(
+        step["type"] == "ByteLevel" and not step.get("add_prefix_space", True) for step in steps
+    )
+
+
+def _steps(pre_tokenizer: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    if pre_tokenizer is None:
+        return
+    if pre_tokenizer["type"] == "Sequence":
+        for step in pre_tokenizer["pretokenizers"]:
+            yield from _steps(step)
+    else:
+        yield pre_tokenizer

@@ -1,0 +1,88 @@
+"""Perplexity and bits per byte of held-out rows, and, in the same pass, how a mixture routed them.
+
+Perplexity = exp(mean negative log likelihood per predicted token). Bits per byte = nll / ln 2 / UTF-8 bytes of the
+predicted tokens: comparable between tokenizers. Averages are means over domains, as in BAM, Table 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import exp, log
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bam_core.evaluate.routing import RoutingSums
+from bam_core.nn.lm import LM
+from bam_core.nn.losses import next_token_loss
+
+
+class Rows(Protocol):
+    """Packed rows: `rows[indices] -> [n, seq_len + 1]` token ids, `n_bytes[indices]` bytes of the predicted tokens."""
+
+    @property
+    def n_bytes(self) -> NDArray[np.int64]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, indices: NDArray[np.int64]) -> NDArray[np.int64]: ...
+
+
+@dataclass(frozen=True)
+class DomainScore:
+    """nll: mean negative log likelihood per token, in nats. tokens: predicted tokens."""
+
+    nll: float
+    tokens: int
+    n_bytes: int
+
+    @property
+    def perplexity(self) -> float:
+        return exp(self.nll)
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nll * self.tokens / log(2) / self.n_bytes
+
+    def to_json(self) -> dict[str, float]:
+        return {
+            "perplexity": self.perplexity,
+            "nll": self.nll,
+            "tokens": self.tokens,
+            "bits_per_byte": self.bits_per_byte,
+        }
+
+
+def spread_indices(n_rows: int, n_wanted: int) -> NDArray[np.int64]:
+    """`n_wanted` row numbers spread evenly over the whole set, or all of them: every model is scored on the same rows."""
+    n_wanted = min(n_rows, n_wanted)
+    return (np.arange(n_wanted) * n_rows) // max(1, n_wanted)
+
+
+@torch.no_grad()
+def score(model: LM, rows: Rows, max_tokens: int, batch_rows: int = 16) -> tuple[DomainScore, RoutingSums | None]:
+    """Score `model` on up to `max_tokens` predicted tokens of `rows` (at least one row).
+
+    Returns the routing statistics too where the model is a mixture.
+    """
+    assert len(rows) > 0, "a validation set needs at least one row"
+    model.eval()
+    device = next(model.parameters()).device
+    seq_len = rows[np.arange(1)].shape[1] - 1
+    chosen = spread_indices(len(rows), max(1, max_tokens // seq_len))
+    sums = RoutingSums(model.config) if model.config.is_mixture else None
+    nll = 0.0
+    for start in range(0, len(chosen), batch_rows):
+        tokens = torch.from_numpy(rows[chosen[start : start + batch_rows]]).to(device)
+        output = model(tokens[:, :-1])
+        nll += float(next_token_loss(model.logits(output.hidden_BTD), tokens[:, 1:]))
+        if sums is not None:
+            sums.add(output.routing)
+    n_tokens = len(chosen) * seq_len
+    return DomainScore(nll / n_tokens, n_tokens, int(rows.n_bytes[chosen].sum())), sums
+
+
+def average_perplexity(scores: Mapping[str, DomainScore]) -> float:
+    """Mean of the domains' perplexities (BAM, Table 1's Average)."""
+    return sum(score.perplexity for score in scores.values()) / len(scores)

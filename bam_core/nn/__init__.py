@@ -1,0 +1,16 @@
+"""The model: a dense decoder, and the same decoder with attention and FFN experts.
+
+Reading order: `layers` (norm, rotary, SwiGLU, vocabulary), `attention`, `routing` (a router is a pure
+function), `moa` (mixture of attention), `moe` (FFN experts), `block`, `lm`; then `losses`, `generate` and
+`costs`.
+
+The suffix of a tensor's name is its logical shape:
+
+    B batch   T query position   S key position   N tokens (B*T)   L layers   V vocabulary
+    D d_model   F hidden width of one expert's SwiGLU   C channels of a head   R rows of any matrix
+    H query heads   G key/value heads   E experts   K experts chosen for a token
+
+Every matrix is stored with D last: one row is one channel (of a query, a key, a hidden neuron) as a vector of
+model space. Experts are stacked along a leading E, so the folded matrix of all experts is a view,
+`[E, R, D] -> [E*R, D]`. Reading is `x @ w.T`, writing back is `h @ w`.
+"""

@@ -1,0 +1,59 @@
+"""One layer: attention and FFN around the residual stream, in one of two wirings.
+
+Parallel, with one norm (BAM, section 3.1):
+
+    y = x + Attn(norm(x)) + FFN(norm(x))
+
+Sequential, as most public checkpoints have it:
+
+    z = x + Attn(attn_norm(x));  y = z + FFN(ffn_norm(z))
+
+Either branch is dense or a mixture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from bam_core.config import ModelConfig
+from bam_core.nn.attention import Attention, LayerCache, Rotary
+from bam_core.nn.layers import Norm, SwiGLU
+from bam_core.nn.moa import MixtureOfAttention
+from bam_core.nn.moe import MixtureOfExperts
+from bam_core.nn.routing import Routing
+
+
+@dataclass(frozen=True)
+class LayerRouting:
+    """How one layer routed; None where that branch is dense. Leading dimensions of both are B, T."""
+
+    attention: Routing | None
+    ffn: Routing | None
+
+
+class Block(nn.Module):
+    """One layer, dense or with experts in either branch."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.parallel = config.residual == "parallel"
+        if self.parallel:
+            self.norm = Norm(config.d_model, config.norm_eps, config.norm)
+        else:
+            self.attn_norm = Norm(config.d_model, config.norm_eps, config.norm)
+            self.ffn_norm = Norm(config.d_model, config.norm_eps, config.norm)
+        self.attn = MixtureOfAttention(config, config.attention) if config.attention else Attention(config)
+        self.ffn = MixtureOfExperts(config, config.ffn) if config.ffn else SwiGLU(config.d_model, config.d_ff)
+
+    def forward(self, x_BTD: Tensor, rotary: Rotary, cache: LayerCache | None) -> tuple[Tensor, LayerRouting]:
+        if self.parallel:
+            h_BTD = self.norm(x_BTD)
+            attention_BTD, attention_routing = self.attn(h_BTD, rotary, cache)
+            ffn_BTD, ffn_routing = self.ffn(h_BTD)
+            return x_BTD + attention_BTD + ffn_BTD, LayerRouting(attention_routing, ffn_routing)
+        attention_BTD, attention_routing = self.attn(self.attn_norm(x_BTD), rotary, cache)
+        x_BTD = x_BTD + attention_BTD
+        ffn_BTD, ffn_routing = self.ffn(self.ffn_norm(x_BTD))
+        return x_BTD + ffn_BTD, LayerRouting(attention_routing, ffn_routing)

@@ -1,0 +1,119 @@
+"""The run: step, watch for divergence, remember, publish, checkpoint.
+
+Source: BAM, section 5 (AdamW, warm-up, cosine). What the paper leaves open is in `docs/deviations.md`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import isfinite
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bam_core.config import TrainConfig
+from bam_core.errors import TrainingDiverged
+from bam_core.nn.lm import LM
+from bam_core.protocols import TrainWorker
+from bam_core.train.optim import Optimizer, learning_rate
+from bam_core.train.parallel import rows_of_rank, sum_over_ranks
+from bam_core.train.state import Progress, load_state, save_state
+from bam_core.train.step import LOSS_NAMES, accumulate_gradient
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+SPIKE_FACTOR = 2.0
+"""A loss above this multiple of its exponential mean stops the run."""
+HISTORY_POINTS = 120
+"""Entries kept of a run, whatever its length."""
+
+
+class Batches(Protocol):
+    def batch(self, step: int, rows_per_batch: int) -> NDArray[np.int64]:
+        """[rows_per_batch, seq_len + 1] token ids: a pure function of its arguments."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a run is executed; none of it changes what is computed, up to rounding (micro-batches, ranks)."""
+
+    micro_batch_rows: int = 8
+    checkpoint_steps: int = 100
+    log_every_s: float = 1.0
+
+
+def train(model: LM, batches: Batches, config: TrainConfig, worker: TrainWorker, pace: Pace) -> tuple[Optimizer, Progress]:
+    """Train `model` in place and return its master weights (in the optimizer) and the history.
+
+    Resumes from the worker's newest checkpoint. Raises TrainingDiverged, with the step, on a loss that is not finite or
+    spikes; the last good checkpoint stays.
+    """
+    torch.set_num_threads(worker.threads)
+    model.cast(DTYPES[config.dtype]).to(worker.device).train()
+    optimizer = Optimizer(model, config)
+    resume_from = worker.resume_dir()
+    progress = load_state(resume_from, optimizer) if resume_from else Progress()
+    meter = _Meter(config, worker, pace)
+
+    while progress.step < config.n_steps:
+        step = progress.step
+        rows = rows_of_rank(batches.batch(step, config.rows_per_batch), worker.rank, worker.world_size)
+        totals = accumulate_gradient(model, optimizer, rows, config, pace.micro_batch_rows)
+        sum_over_ranks([*optimizer.gradients(), totals], worker.world_size)
+        losses = dict(zip(LOSS_NAMES, totals.tolist(), strict=True))
+        _require_sane(losses["loss"], step, progress)
+        lr = learning_rate(step, config)
+        grad_norm = optimizer.step(lr)
+        progress.step += 1
+        _remember(progress, config, losses | {"grad_norm": grad_norm}, lr)
+        meter.publish(progress, losses["loss"], lr)
+        if progress.step % pace.checkpoint_steps == 0 and progress.step < config.n_steps:
+            worker.save(progress.step, partial(save_state, optimizer=optimizer, progress=progress))
+    return optimizer, progress
+
+
+def _require_sane(loss: float, step: int, progress: Progress) -> None:
+    if not isfinite(loss):
+        raise TrainingDiverged(f"step {step}: loss is {loss}; lower the learning rate or look at the data of this step")
+    mean = progress.smooth_loss
+    if mean is not None and loss > SPIKE_FACTOR * mean + 1:
+        raise TrainingDiverged(f"step {step}: loss {loss:.3f} spiked from about {mean:.3f}; lower the learning rate")
+    progress.smooth_loss = loss if mean is None else 0.95 * mean + 0.05 * loss
+
+
+def _remember(progress: Progress, config: TrainConfig, figures: Mapping[str, float], lr: float) -> None:
+    """Add the step to the sums; close a history entry every n-th step and at the end."""
+    for name, value in figures.items():
+        progress.sums[name] = progress.sums.get(name, 0.0) + value
+    progress.sums["steps"] = progress.sums.get("steps", 0.0) + 1
+    every = max(1, config.n_steps // HISTORY_POINTS)
+    if progress.step % every == 0 or progress.step == config.n_steps:
+        n_steps = progress.sums.pop("steps")
+        means = {name: total / n_steps for name, total in progress.sums.items()}
+        progress.history.append({"step": progress.step, "tokens": progress.step * config.batch_tokens, "lr": lr} | means)
+        progress.sums.clear()
+
+
+class _Meter:
+    """Publishes live figures about once a second. Clock readings stay out of the run's results."""
+
+    def __init__(self, config: TrainConfig, worker: TrainWorker, pace: Pace) -> None:
+        self._config, self._worker, self._every_s = config, worker, pace.log_every_s
+        self._since = time.monotonic()
+        self._steps = 0
+
+    def publish(self, progress: Progress, loss: float, lr: float) -> None:
+        self._steps += 1
+        elapsed_s = time.monotonic() - self._since
+        if elapsed_s < self._every_s and progress.step < self._config.n_steps:
+            return
+        tokens_per_s = self._steps * self._config.batch_tokens / max(elapsed_s, 1e-9)
+        last = {name: value for name, value in progress.history[-1].items() if name not in ("step", "tokens")} if progress.history else {}
+        live = last | {"loss": loss, "lr": lr, "tokens_per_s": tokens_per_s, "total_steps": self._config.n_steps}
+        self._worker.log(progress.step, live | {"tokens": progress.step * self._config.batch_tokens})
+        self._since, self._steps = time.monotonic(), 0

@@ -1,0 +1,26 @@
+"""One global batch over several ranks: each takes every n-th row, gradients are summed.
+
+The loss is normalised by the global number of tokens before the sum, so the worker count changes rounding only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def rows_of_rank(rows: NDArray[np.int64], rank: int, world_size: int) -> NDArray[np.int64]:
+    """The rows that this rank computes. A rank may get one row fewer than another."""
+    return rows[rank::world_size]
+
+
+def sum_over_ranks(tensors: Sequence[Tensor], world_size: int) -> None:
+    """Sum each tensor over all ranks, in place. Does nothing for a single rank."""
+    if world_size == 1:
+        return
+    for tensor in tensors:
+        dist.all_reduce(tensor)

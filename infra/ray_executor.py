@@ -1,0 +1,83 @@
+"""Stages as Ray tasks. Coordinators of training ask for no CPU: their worker groups do (see `ray_train`).
+
+On a laptop an embedded Ray is started and dies with this process; `address` joins a cluster instead. Ray places and
+restarts work; it holds nothing that a rerun needs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+
+from bam_core.graph.stage import Stage
+
+OBJECT_STORE_BYTES = 100 * 1024**2
+"""Stages pass URIs, never weights, so the object store stays near Ray's minimum (75 MiB)."""
+QUIET_ENV = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def start_ray(address: str | None, n_cpus: int, verbose: bool) -> None:
+    """Join the cluster at `address`, or start an embedded one with `n_cpus` logical CPUs. Idempotent."""
+    if ray.is_initialized():
+        return
+    for name, value in QUIET_ENV.items():
+        os.environ.setdefault(name, value)
+    common: dict[str, Any] = {
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+        "runtime_env": {"env_vars": {name: os.environ[name] for name in QUIET_ENV}},
+    }
+    if address:
+        ray.init(address=address, **common)
+    else:
+        ray.init(num_cpus=n_cpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **common)
+
+
+def available_cpus() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class RayExecutor:
+    """Runs each stage as one Ray task; a lost node's task is run again elsewhere and resumes from its checkpoint."""
+
+    def __init__(self, address: str | None = None, n_cpus: int | None = None, verbose: bool = False) -> None:
+        self._owns_ray = not ray.is_initialized()
+        start_ray(address, n_cpus or available_cpus(), verbose)
+        self._stages: dict[ray.ObjectRef, str] = {}
+
+    def submit(self, stage: Stage, task: Callable[..., Any], *args: Any) -> None:
+        n_cpus = 0 if stage.resources.trains else stage.resources.cpus
+        remote = ray.remote(task).options(name=stage.name, num_cpus=n_cpus, max_retries=2)
+        self._stages[remote.remote(*args)] = stage.name
+
+    def wait(self, timeout_s: float) -> Sequence[tuple[str, Any]]:
+        ended, _ = ray.wait(list(self._stages), num_returns=1, timeout=timeout_s)
+        return [(self._stages.pop(ref), _result(ref)) for ref in ended]
+
+    def close(self) -> None:
+        """Stop what still runs. An embedded Ray ends with it; a cluster stays."""
+        for ref in self._stages:
+            ray.cancel(ref, force=True)
+        self._stages.clear()
+        if self._owns_ray:
+            ray.shutdown()
+
+
+def _result(ref: ray.ObjectRef) -> Any:
+    """The task's value, or its own exception rather than Ray's wrapping of it."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        return error.cause if error.cause is not None else error
+    except ray.exceptions.RayError as error:
+        return error

@@ -1,0 +1,144 @@
+"""Ray Train v2 behind the `Trainer` port: one worker group for one artifact.
+
+The run's name holds the artifact's key, so a rerun finds its own checkpoints and no other's (Ray resumes by name,
+silently). A BamError of the loop is returned, not raised, in the workers: Ray would retry what can only fail again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer, get_device
+
+from bam_core import errors
+from bam_core.graph.stage import Resources
+from bam_core.protocols import Metrics, TrainLoop
+from infra.logs import capture_output
+from infra.storage import ray_storage
+
+RESULT_FILE, OUTPUT_FOLDER = "result.json", "output"
+MAX_WORKER_FAILURES = 3
+
+
+@dataclass(frozen=True)
+class RayTrainer:
+    """training_uri: where this artifact's checkpoints live; its last part is the run's name.
+
+    locate: gives each worker local folders of the stage's inputs. log: publishes rank 0's live figures.
+    log_dir: where the workers' output goes, if that folder exists where they run.
+    """
+
+    training_uri: str
+    locate: Callable[[], Mapping[str, Path]]
+    log: Callable[[int, Metrics], None]
+    log_dir: Path
+
+    def fit(self, loop: TrainLoop, config: Mapping[str, Any], group: Resources, out: Path) -> Mapping[str, Any]:
+        """Run the loop on `group`. Raises UsageError, with the arithmetic, if no node can ever hold the group."""
+        require_room(group, ray.nodes())
+        filesystem, parent, name = ray_storage(self.training_uri)
+        result = TorchTrainer(
+            _worker,
+            train_loop_config={"trainer": self, "loop": loop, "config": config, "cpus": group.cpus},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=group.workers,
+                use_gpu=group.gpus > 0,
+                resources_per_worker={"CPU": group.cpus} | ({"GPU": group.gpus} if group.gpus else {}),
+            ),
+            run_config=ray.train.RunConfig(
+                name=name,
+                storage_path=parent,
+                storage_filesystem=filesystem,
+                failure_config=ray.train.FailureConfig(max_failures=MAX_WORKER_FAILURES),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            ),
+        ).fit()
+        returned = result.return_value
+        if "error" in returned:
+            raise getattr(errors, returned["error"], errors.BamError)(returned["message"])
+        with result.checkpoint.as_directory() as folder:
+            shutil.copytree(Path(folder) / OUTPUT_FOLDER, out, dirs_exist_ok=True)
+        return returned["result"]
+
+
+def require_room(group: Resources, nodes: list[dict[str, Any]]) -> None:
+    """Raises UsageError if the group cannot fit on the cluster as it is: Ray itself would queue it for ever."""
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    for unit, per_worker in (("CPU", group.cpus), ("GPU", group.gpus)):
+        sizes = [int(node.get(unit, 0)) for node in alive]
+        room = sum(size // per_worker for size in sizes) if per_worker else group.workers
+        if room < group.workers:
+            raise errors.UsageError(
+                f"a worker group of {group.workers} x {per_worker} {unit} can never fit: the {len(alive)} node(s) have "
+                f"{' + '.join(map(str, sizes))} {unit}, room for {room} such worker(s); lower runtime.*.workers or "
+                f"runtime.*.{unit.lower()}s, or add nodes"
+            )
+
+
+class _RayWorker:
+    """`TrainWorker` inside a Ray Train worker process."""
+
+    def __init__(self, trainer: RayTrainer, cpus: int) -> None:
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.device, self.threads = str(get_device()), cpus
+        self.inputs = trainer.locate()
+        self._log = trainer.log
+
+    def resume_dir(self) -> Path | None:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        local = Path(checkpoint.path)
+        return local if local.is_dir() else Path(checkpoint.to_directory())
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        self._report(f"step-{step:08d}", write)
+
+    def finish(self, write: Callable[[Path], None]) -> None:
+        self._report("finished", write)
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        if self.rank == 0:
+            self._log(step, metrics)
+
+    def _report(self, name: str, write: Callable[[Path], None]) -> None:
+        """A barrier: every rank reports, rank 0 brings the files."""
+        if self.rank != 0:
+            ray.train.report({}, checkpoint_dir_name=name)
+            return
+        with tempfile.TemporaryDirectory(prefix="bam-checkpoint-") as folder:
+            write(Path(folder))
+            ray.train.report({}, checkpoint=ray.train.Checkpoint(folder), checkpoint_dir_name=name)
+
+
+def _worker(setup: dict[str, Any]) -> dict[str, Any]:
+    """What runs in each worker process."""
+    trainer: RayTrainer = setup["trainer"]
+    worker = _RayWorker(trainer, setup["cpus"])
+    log_file = trainer.log_dir / f"worker-{worker.rank}.txt"
+    with capture_output(log_file) if trainer.log_dir.is_dir() else nullcontext():
+        newest = worker.resume_dir()
+        if newest is not None and (newest / RESULT_FILE).exists():
+            return {"result": json.loads((newest / RESULT_FILE).read_text())}
+        try:
+            trained = setup["loop"](worker, setup["config"])
+        except errors.BamError as error:
+            return {"error": type(error).__name__, "message": str(error)}
+
+        def write(folder: Path) -> None:
+            (folder / OUTPUT_FOLDER).mkdir()
+            trained.write(folder / OUTPUT_FOLDER)
+            (folder / RESULT_FILE).write_text(json.dumps(dict(trained.result)))
+
+        worker.finish(write)
+        return {"result": dict(trained.result)}

@@ -1,0 +1,297 @@
+"""Where artifacts live: implements `protocols.Store` on a local folder or any URI that fsspec opens.
+
+    artifacts/<stage>/<key12>/   outputs, record.json (written last), lease*.json,
+                                 attempts/0001/{log.txt,progress.json,error.json}
+    training/<stage>-<key12>/    checkpoints of a training that is under way
+
+Invariant: a record is there only while all its outputs are: it is removed before any of them changes. Files
+decide; no database does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bam_core.errors import ArtifactDamaged, BamError, StoreError, UsageError
+from bam_core.graph import refs
+from bam_core.graph.key import KEY12, key12
+from bam_core.graph.record import Output, Record, artifact_digest
+from bam_core.protocols import LeaseInfo, Store
+from infra.leases import HeldLease, Leases, is_lease_file
+from infra.storage import Storage
+
+_STAGE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_KEY = re.compile(rf"[0-9a-f]{{{KEY12},}}")
+
+
+class ArtifactStore:
+    """clock: seconds since the epoch. lease_ttl_s: how long a lease outlives the last sign of its owner."""
+
+    def __init__(
+        self, uri: str, *, clock: Callable[[], float] = time.time, lease_ttl_s: float = 30.0
+    ) -> None:
+        self._storage = Storage(uri)
+        self.uri = self._storage.uri
+        self._clock = clock
+        self._lease_ttl_s = lease_ttl_s
+
+    def check_writable(self) -> None:
+        self._storage.check_writable()
+
+    def artifact_uri(self, stage: str, key: str) -> str:
+        return f"{self.uri}/{_folder(stage, key)}"
+
+    def record(self, stage: str, key: str) -> Record | None:
+        folder, where = _folder(stage, key), f"{stage}@{key12(key)}"
+        data = self._storage.read(f"{folder}/record.json")
+        if data is None:
+            return None
+        record = _parse(data, where)
+        if (record.stage, record.key) != (stage, key):
+            raise ArtifactDamaged(f"{where}: its record is of {record.stage}@{record.key}")
+        _check_sizes(record, self._storage.sizes(folder), where)
+        return record
+
+    def records(self, stage: str | None = None) -> list[Record]:
+        stages = self._storage.folders("artifacts") if stage is None else [stage]
+        parents = [f"artifacts/{name}" for name in stages]
+        folders = [f"{parent}/{name}" for parent in parents for name in self._storage.folders(parent)]
+        found = []
+        for folder in folders:
+            data = self._storage.read(f"{folder}/record.json")
+            with contextlib.suppress(ArtifactDamaged):
+                record = None if data is None else _parse(data, folder)
+                if record is not None and folder == _folder(record.stage, record.key):
+                    found.append(record)
+        return sorted(found, key=lambda record: (record.ended, record.stage, record.key))
+
+    def artifacts(self) -> list[tuple[str, str]]:
+        """(stage, first 12 of the key) of every artifact, done or not."""
+        stages = [name for name in self._storage.folders("artifacts") if _STAGE.fullmatch(name)]
+        pairs = [(stage, key) for stage in stages for key in self._storage.folders(f"artifacts/{stage}")]
+        return sorted((stage, key) for stage, key in pairs if _KEY.fullmatch(key))
+
+    def lease_info(self, stage: str, key: str) -> LeaseInfo | None:
+        return self._leases(stage, key).info()
+
+    def acquire(self, stage: str, key: str, owner: str) -> HeldLease:
+        return self._leases(stage, key).acquire(owner)
+
+    @contextlib.contextmanager
+    def scratch(self, stage: str, key: str) -> Iterator[Path]:
+        """On a local store beside the outputs, so that they are moved, not copied. For the lease's holder."""
+        if self._storage.is_local:
+            parent = self._storage.local(_folder(stage, key))
+            folder = parent / f"scratch-{uuid.uuid4().hex}"
+            with self._storage.explained("write", _folder(stage, key)):
+                for left in parent.glob("scratch-*"):  # of a process that was killed
+                    shutil.rmtree(left, ignore_errors=True)
+                folder.mkdir(parents=True)
+        else:
+            folder = Path(tempfile.mkdtemp(prefix=f"bam-{stage}-"))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def commit(self, folder: Path, record: Record) -> None:
+        """Outputs of a forced run that equal what is there leave it untouched: others may be reading it."""
+        where = f"{record.stage}@{key12(record.key)}"
+        written = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
+        _check_sizes(record, written, where)
+        target = _folder(record.stage, record.key)
+        there = {path: size for path, size in self._storage.sizes(target).items() if not _is_ours(path)}
+        same = {o.path for o in record.outputs if there.get(o.path) == o.size and self._holds(target, o)}
+        if len(same) < max(len(record.outputs), len(there)):
+            self._storage.remove(f"{target}/record.json")
+        for path in there.keys() - {output.path for output in record.outputs}:
+            self._storage.remove(f"{target}/{path}")
+        for output in record.outputs:
+            if output.path not in same:
+                self._storage.put(folder / output.path, f"{target}/{output.path}")
+        text = json.dumps(record.to_json(), indent=2, sort_keys=True)
+        self._storage.write_atomic(f"{target}/record.json", text.encode())
+
+    def hash_outputs(self, folder: Path) -> tuple[Output, ...]:
+        return hash_outputs(folder)
+
+    def verify(self, record: Record) -> list[str]:
+        """Re-hash every output; one message per bad file, none if all are as recorded."""
+        folder = _folder(record.stage, record.key)
+        sizes = self._storage.sizes(folder)
+        bad = []
+        for output in record.outputs:
+            fault = _size_fault(output, sizes)
+            if fault is None and not self._holds(folder, output):
+                fault = f"output {output.path} has other bytes than recorded: sha256 differs"
+            if fault is not None:
+                bad.append(fault)
+        return bad
+
+    def localize(self, record: Record) -> Path:
+        """Downloads are checked by digest, and kept under it: equal artifacts are fetched once."""
+        folder = _folder(record.stage, record.key)
+        if self._storage.is_local:
+            return self._storage.local(folder)
+        cached = _cache() / "artifacts" / record.digest
+        if not cached.is_dir():
+            arriving = cached.with_name(f"{record.digest}.{uuid.uuid4().hex}")
+            try:
+                self._download(record, folder, arriving)
+                with contextlib.suppress(OSError):  # another process may have been quicker
+                    arriving.rename(cached)
+            finally:
+                shutil.rmtree(arriving, ignore_errors=True)
+        return cached
+
+    def next_attempt(self, stage: str, key: str) -> int:
+        return max(self._attempts(stage, key), default=0) + 1
+
+    def attempt_dir(self, stage: str, key: str, attempt: int) -> Path:
+        path = f"{_folder(stage, key)}/attempts/{attempt:04d}"
+        store = hashlib.sha256(self.uri.encode()).hexdigest()[:KEY12]
+        folder = self._storage.local(path) if self._storage.is_local else _cache() / "attempts" / store / path
+        with self._storage.explained("write", path):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def close_attempt(self, stage: str, key: str, attempt: int, error: Mapping[str, Any] | None) -> None:
+        folder = self.attempt_dir(stage, key, attempt)
+        if error is not None:
+            (folder / "error.json").write_text(json.dumps(error, indent=2))
+        if not self._storage.is_local:
+            for file in _files(folder):
+                name = file.relative_to(folder).as_posix()
+                self._storage.put(file, f"{_folder(stage, key)}/attempts/{attempt:04d}/{name}")
+            shutil.rmtree(folder)
+
+    def progress(self, stage: str, key: str) -> Mapping[str, Any] | None:
+        return self._of_newest_attempt(stage, key, "progress.json")
+
+    def error(self, stage: str, key: str) -> Mapping[str, Any] | None:
+        """Why the newest attempt failed, or None if it has not."""
+        return self._of_newest_attempt(stage, key, "error.json")
+
+    def training_uri(self, stage: str, key: str) -> str:
+        """Where a stage's checkpoints are kept until it is done."""
+        return f"{self.uri}/{_training(stage, key)}"
+
+    def clear_training(self, stage: str, key: str) -> None:
+        self._storage.remove_tree(_training(stage, key))
+
+    def _leases(self, stage: str, key: str) -> Leases:
+        return Leases(self._storage, _folder(stage, key), self._clock, self._lease_ttl_s)
+
+    def _holds(self, folder: str, output: Output) -> bool:
+        return self._storage.sha256(f"{folder}/{output.path}") == output.sha256
+
+    def _attempts(self, stage: str, key: str) -> list[int]:
+        names = self._storage.folders(f"{_folder(stage, key)}/attempts")
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def _of_newest_attempt(self, stage: str, key: str, name: str) -> Mapping[str, Any] | None:
+        attempts = self._attempts(stage, key)
+        if not attempts:
+            return None
+        data = self._storage.read(f"{_folder(stage, key)}/attempts/{attempts[-1]:04d}/{name}")
+        with contextlib.suppress(ValueError):  # being written, or cut off when its process was killed
+            found = None if data is None else json.loads(data)
+            return found if isinstance(found, dict) else None
+        return None
+
+    def _download(self, record: Record, folder: str, to: Path) -> None:
+        for output in record.outputs:
+            file = to / output.path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._storage.get(f"{folder}/{output.path}", file)
+        to.mkdir(parents=True, exist_ok=True)
+        if hash_outputs(to) != tuple(sorted(record.outputs, key=lambda output: output.path)):
+            raise ArtifactDamaged(
+                f"{record.stage}@{key12(record.key)}: downloaded files differ from their record"
+            )
+
+
+def hash_outputs(folder: Path) -> tuple[Output, ...]:
+    """Every file below, sorted by path. Raises BamError for a name that the store keeps for itself."""
+    outputs = []
+    for file in _files(folder):
+        path = file.relative_to(folder).as_posix()
+        if _is_ours(path):
+            raise BamError(f"output {path!r}: this name is the store's own")
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        outputs.append(Output(path, file.stat().st_size, digest))
+    return tuple(sorted(outputs, key=lambda output: output.path))
+
+
+def resolve(ref: str, store: Store) -> Record:
+    """The record that a reference names. Raises UsageError as `graph.refs.resolve` does."""
+    return refs.resolve(ref, store.records())
+
+
+def _files(folder: Path) -> list[Path]:
+    """Raises BamError for a link: what it points to is not part of the artifact."""
+    found = sorted(folder.rglob("*"))
+    for path in found:
+        if path.is_symlink():
+            raise BamError(f"output {path.relative_to(folder).as_posix()!r} is a link; write the file itself")
+    return [path for path in found if path.is_file()]
+
+
+def _is_ours(path: str) -> bool:
+    top = path.split("/")[0]
+    return top in ("record.json", "attempts") or top.startswith(("scratch-", ".lease")) or is_lease_file(top)
+
+
+def _parse(data: bytes, where: str) -> Record:
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise ArtifactDamaged(f"{where}: record.json is not JSON ({error})") from error
+    record = Record.from_json(content, where)
+    if artifact_digest(record.outputs) != record.digest:
+        raise ArtifactDamaged(f"{where}: record.json lists outputs that do not have its digest")
+    return record
+
+
+def _size_fault(output: Output, sizes: Mapping[str, int]) -> str | None:
+    if output.path not in sizes:
+        return f"output {output.path} is missing"
+    size = sizes[output.path]
+    return None if size == output.size else f"output {output.path} has {size} bytes, not {output.size}"
+
+
+def _check_sizes(record: Record, sizes: Mapping[str, int], where: str) -> None:
+    for output in record.outputs:
+        fault = _size_fault(output, sizes)
+        if fault is not None:
+            raise ArtifactDamaged(f"{where}: {fault}")
+
+
+def _folder(stage: str, key: str) -> str:
+    if not _STAGE.fullmatch(stage):
+        raise UsageError(f"{stage!r} cannot be a stage's name: letters, digits, '-', '_' and single dots")
+    if not _KEY.fullmatch(key):
+        raise StoreError(f"{stage}: {key!r} is not a key: hex digits, at least {KEY12}")
+    return f"artifacts/{stage}/{key12(key)}"
+
+
+def _training(stage: str, key: str) -> str:
+    return _folder(stage, key).replace("artifacts/", "training/").replace(f"{stage}/", f"{stage}-")
+
+
+def _cache() -> Path:
+    """For downloads; the user's own folder, since a shared one could be prepared by somebody else."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "bam"

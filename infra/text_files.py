@@ -1,0 +1,146 @@
+"""Documents from files at any place fsspec knows: plain text, JSON lines, Parquet.
+
+Every way in which a file can disappoint is an InvalidInput that names the file and, within it, the line or
+row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bam_core.errors import InvalidInput, Problem
+from bam_core.protocols import Document
+
+CHUNK_BYTES = 1 << 20
+PARQUET_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """One file: where it is, as errors name it."""
+
+    fs: fsspec.AbstractFileSystem
+    path: str
+
+    def open(self) -> IO[bytes]:
+        try:
+            return self.fs.open(self.path, "rb")
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        with self.open() as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def where(self, place: int | str) -> str:
+        return f"{self.path}:{place}"
+
+    def document(self, text: str, place: int | None = None) -> Document:
+        name = self.path.rsplit("/", 1)[-1]
+        return Document(text, name if place is None else f"{name}:{place}")
+
+
+def find_files(path: Any) -> list[TextFile]:
+    """The file at this path or URI, or all that match it as a glob. Raises InvalidInput if there are none."""
+    if not isinstance(path, str) or not path:
+        raise InvalidInput("source", [Problem("path", path, "must be a path, a URI or a glob")])
+    try:
+        fs, place = fsspec.core.url_to_fs(path, use_listings_cache=False)
+        if fs.isdir(place):
+            remedy = f"name the files: {path.rstrip('/')}/*"
+            raise InvalidInput("source", [Problem("path", path, "is a folder, not a file", remedy)])
+        found = [place] if fs.exists(place) else sorted(match for match in fs.glob(place) if fs.isfile(match))
+    except InvalidInput:
+        raise
+    except Exception as error:  # each storage library has its own errors for a wrong name or missing rights
+        raise _unreadable(path, error) from error
+    if not found:
+        is_glob = any(character in path for character in "*?[")
+        raise InvalidInput(
+            "source", [Problem("path", path, "matches no file" if is_glob else "no such file")]
+        )
+    return [TextFile(fs, match) for match in found]
+
+
+def read_text(file: TextFile, column: str) -> Iterator[Document]:
+    """The whole file as one document."""
+    with file.open() as stream:
+        yield file.document(_decoded(stream.read(), file.path))
+
+
+def read_json_lines(file: TextFile, column: str) -> Iterator[Document]:
+    """One document per line: the string under `column` of the object there. Empty lines are skipped."""
+    with file.open() as stream:
+        for number, line in enumerate(stream, start=1):
+            text = _decoded(line, file.where(number))
+            if text.strip():
+                yield file.document(_column_of(text, column, file.where(number)), number)
+
+
+def _column_of(line: str, column: str, where: str) -> str:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _invalid("path", where, f"must be one JSON object per line: {error}") from error
+    if not isinstance(value, dict):
+        raise _invalid("path", where, f"must be a JSON object, not {type(value).__name__}")
+    if column not in value:
+        raise _no_column(column, list(value), where)
+    return _checked_text(value[column], column, where)
+
+
+def read_parquet(file: TextFile, column: str) -> Iterator[Document]:
+    """One document per row: the string in `column`."""
+    with file.open() as stream:
+        try:
+            table = pq.ParquetFile(stream)
+            if column not in table.schema_arrow.names:
+                raise _no_column(column, table.schema_arrow.names, file.path)
+            number = 0
+            for batch in table.iter_batches(PARQUET_ROWS, columns=[column]):
+                for value in batch.column(0).to_pylist():
+                    yield file.document(_checked_text(value, column, file.where(f"row {number}")), number)
+                    number += 1
+        except (pa.ArrowException, OSError) as error:
+            raise _invalid("path", file.path, f"must be a Parquet file: {error}") from error
+
+
+def _decoded(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _invalid("path", where, f"must be UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def _checked_text(value: Any, column: str, where: str) -> str:
+    """The value if it is text. JSON can spell half a surrogate pair, which no encoding of Unicode allows."""
+    if not isinstance(value, str):
+        raise _invalid("path", where, f"{column!r} must be a string, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise _invalid("path", where, f"{column!r} must be valid Unicode: {error.reason}") from error
+    return value
+
+
+def _invalid(key: str, value: Any, expected: str) -> InvalidInput:
+    return InvalidInput("source", [Problem(key, value, expected)])
+
+
+def _no_column(column: str, columns: list[str], where: str) -> InvalidInput:
+    return _invalid("column", column, f"{where} has no such column; it has {', '.join(columns) or 'none'}")
+
+
+def _unreadable(path: str, error: Exception) -> InvalidInput:
+    return _invalid("path", path, f"cannot be read: {str(error) or type(error).__name__}")

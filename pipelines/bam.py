@@ -1,0 +1,156 @@
+"""The whole method as a DAG on one screen: what is built from what.
+
+    text -> tokenizer -> data.<domain> -> seed -> expert.<domain> -> mix.<variant> -> train.<variant> -> evaluate -> report
+
+Branch-Attend-Mix (BAM, section 4): branch the seed into one dense expert per domain, then initialise attention and FFN
+experts of a mixture from them. The general domain's expert is the seed itself: no training, no copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from bam_core.config import ModelConfig, TrainConfig
+from bam_core.graph.stage import Pipeline, Resources, Stage
+from bam_core.nn.costs import training_flops
+from bam_core.seeds import child_seed
+from bam_core.upcycle.variants import Variant, mixture_config
+from pipelines.recipe import Recipe
+from pipelines.stages import KINDS
+
+
+def build(recipe: Recipe, digests: Mapping[str, str]) -> Pipeline:
+    """The recipe's stages in an order in which they can run. digests: content identity of each domain's text."""
+    return Pipeline(recipe.name, tuple(_stages(recipe, digests)))
+
+
+def _stages(recipe: Recipe, digests: Mapping[str, str]) -> Iterator[Stage]:
+    yield _tokenizer(recipe, digests)
+    for domain in recipe.domains:
+        yield _data(recipe, domain, digests[domain])
+
+    seed = recipe.seed_training()
+    start = {"init_seed": child_seed(recipe.seed, "init"), "model": recipe.dense_config().to_json()}
+    yield _training(recipe, "seed", {"tokenizer": "tokenizer"}, seed, start)
+    for domain in recipe.specialists:
+        yield _training(recipe, f"expert.{domain}", {"seed": "seed"}, recipe.expert_training(domain), {"domain": domain})
+
+    phases = mixture_phases(recipe)
+    for name in recipe.variants:
+        yield _mix(recipe, name)
+        yield _training(recipe, f"train.{name}", {"mix": f"mix.{name}"}, phases[name], {"variant": name})
+    if recipe.dense:
+        yield _training(recipe, "dense", {"seed": "seed"}, phases["dense"], {})
+
+    yield _evaluate(recipe)
+    yield _report(recipe)
+
+
+def experts(recipe: Recipe) -> dict[str, str]:
+    """Expert name -> the stage whose model it is, in stacking order (BAM, section 5.1: the seed is expert 1)."""
+    return {recipe.general: "seed"} | {domain: f"expert.{domain}" for domain in recipe.specialists}
+
+
+def model_configs(recipe: Recipe) -> dict[str, ModelConfig]:
+    """Stage name -> the model that it makes."""
+    dense = recipe.dense_config()
+    models = {stage: dense for stage in experts(recipe).values()}
+    if recipe.dense:
+        models["dense"] = dense
+    for name in recipe.variants:
+        mixture = mixture_config(dense, list(experts(recipe)), variant(recipe, name))
+        models |= {f"mix.{name}": mixture, f"train.{name}": mixture}
+    return models
+
+
+def mixture_phases(recipe: Recipe) -> dict[str, TrainConfig]:
+    """The mixture phase of every variant and of `dense`.
+
+    `match: data` gives all the same tokens (the paper's DM). `match: compute` gives all the training FLOPs of the
+    cheapest variant on `tokens` (the paper's CM), rounded down to whole batches.
+    """
+    phase, models = recipe.mixture_training(), model_configs(recipe)
+    names = {name: f"train.{name}" for name in recipe.variants} | ({"dense": "dense"} if recipe.dense else {})
+    if recipe.phases.mixture.match == "data":
+        return dict.fromkeys(names, phase)
+    cost = {name: training_flops(models[stage], phase.batch_tokens, phase.seq_len) for name, stage in names.items()}
+    budget = phase.n_steps * min(cost[name] for name in recipe.variants)
+    return {name: replace(phase, tokens=max(1, budget // cost[name]) * phase.batch_tokens) for name in names}
+
+
+def variant(recipe: Recipe, name: str) -> Variant:
+    return Variant.from_json({"name": name} | recipe.variants[name].model_dump(exclude_none=True))
+
+
+def _tokenizer(recipe: Recipe, digests: Mapping[str, str]) -> Stage:
+    spec = recipe.tokenizer
+    if spec.kind == "file":
+        config: dict[str, Any] = {"kind": "file", "vocab_size": spec.vocab_size, "digest": digests["tokenizer"]}
+        return _stage("tokenizer", config, {}, {"path": spec.path})
+    domains = spec.domains or list(recipe.domains)
+    config = {
+        "kind": "bpe",
+        "vocab_size": spec.vocab_size,
+        "domains": {domain: _text_identity(recipe, domain, digests[domain]) for domain in domains},
+    }
+    return _stage("tokenizer", config, {}, {"sources": {domain: recipe.source(domain) for domain in domains}})
+
+
+def _data(recipe: Recipe, domain: str, digest: str) -> Stage:
+    config = {"domain": domain, "seq_len": recipe.model.max_seq_len} | _text_identity(recipe, domain, digest)
+    return _stage(f"data.{domain}", config, {"tokenizer": "tokenizer"}, {"source": recipe.source(domain)})
+
+
+def _text_identity(recipe: Recipe, domain: str, digest: str) -> dict[str, Any]:
+    """What defines a domain's text. Where it lies does not: `path` stays out, its content's digest is in."""
+    source = {name: value for name, value in recipe.source(domain).items() if name != "path"}
+    spec = recipe.domains[domain]
+    return {"source": source | {"digest": digest}, "valid_frac": spec.valid_frac, "max_bytes": spec.max_bytes}
+
+
+def _training(
+    recipe: Recipe, name: str, start: Mapping[str, str], phase: TrainConfig, config: Mapping[str, Any]
+) -> Stage:
+    data = {f"data.{domain}": f"data.{domain}" for domain, share in phase.shares.items() if share > 0}
+    group = getattr(recipe.runtime, name.partition(".")[0] if name.startswith(("seed", "expert")) else "train")
+    pace = {"checkpoint_steps": recipe.runtime.checkpoint_steps}
+    if recipe.runtime.micro_batch_rows:
+        pace["micro_batch_rows"] = recipe.runtime.micro_batch_rows
+    stage = _stage(name, {**config, "phase": phase.to_json()}, {**start, **data}, {"pace": pace})
+    return replace(stage, resources=Resources(group.workers, group.cpus, group.gpus, trains=True))
+
+
+def _mix(recipe: Recipe, name: str) -> Stage:
+    config = {
+        "variant": variant(recipe, name).to_json(),
+        "experts": [[expert, stage] for expert, stage in experts(recipe).items()],  # a list: the order counts
+        "seed": child_seed(recipe.seed, "mix"),
+    }
+    return _stage(f"mix.{name}", config, {stage: stage for stage in experts(recipe).values()}, {})
+
+
+def _evaluate(recipe: Recipe) -> Stage:
+    models = list(model_configs(recipe))
+    config = {
+        "models": models,
+        "domains": list(recipe.domains),
+        "tokens": recipe.evaluate.tokens,
+        "dtype": recipe.evaluate.dtype,
+        "seeds": [recipe.seed],
+    }
+    data = {f"data.{domain}": f"data.{domain}" for domain in recipe.domains}
+    stage = _stage("evaluate", config, {**{name: name for name in models}, **data}, {})
+    return replace(stage, resources=Resources(cpus=recipe.runtime.train.cpus))
+
+
+def _report(recipe: Recipe) -> Stage:
+    models = list(model_configs(recipe))
+    config = {"recipe": recipe.name, "models": models, "domains": list(recipe.domains)}
+    return _stage("report", config, {"evaluate": "evaluate", **{name: name for name in models}}, {})
+
+
+def _stage(name: str, config: Mapping[str, Any], inputs: Mapping[str, str], runtime: Mapping[str, Any]) -> Stage:
+    function = name.partition(".")[0]
+    return Stage(name, function, KINDS[function].version, config, inputs, runtime)

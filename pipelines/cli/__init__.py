@@ -1,0 +1,14 @@
+"""The command line (DESIGN, section 8). Each command parses, calls `wiring`, and prints.
+
+app.py       the entry, common options, exit statuses       text.py     numbers, ages and tables for people
+runs.py      run, plan, stage                               tables.py   plans, models, results as tables
+artifacts.py ls, show, tree, get, verify                    display.py  the live table and the plain lines
+views.py     lineage, ui, generate, doctor
+
+Importing this package imports neither torch nor Ray nor MLflow: `bam --help` answers at once. So `wiring`,
+which joins all of them, is imported inside the commands that need it.
+"""
+
+from pipelines.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,199 @@
+"""The entry point: common options, errors in words, exit statuses.
+
+Exit status: 0 done, 1 a stage failed, 2 bad usage or recipe, 3 lease held elsewhere, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from bam_core.errors import BamError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from pipelines.wiring import Settings
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Session:
+    """The common options of one command, and where its output goes."""
+
+    store: str = "./bam_store"
+    tracking_uri: str | None = None
+    address: str | None = None
+    executor: str = "ray"
+    json: bool = False
+    verbose: bool = False
+    typed: Mapping[str, str] | None = None
+    """The options as they were typed (not taken from the environment), for the command that continues."""
+
+    def settings(self) -> Settings:
+        from pipelines.wiring import Settings
+
+        return Settings(self.store, self.tracking_uri, self.address, self.executor, self.verbose)
+
+    def answer(self, value: Any, text: Callable[[], str]) -> None:
+        """The result: `value` as JSON with --json, else `text()` for people."""
+        click.echo(
+            json.dumps(value, indent=2, allow_nan=False, default=str) if self.json else text(),
+            file=_answers(),
+        )
+
+    def progress_stream(self) -> TextIO:
+        """Where a display writes: standard output belongs to the result when that is JSON."""
+        return sys.stderr if self.json else _answers()
+
+
+_stdout: TextIO | None = None
+
+
+def _answers() -> TextIO:
+    return _stdout or sys.stdout
+
+
+@contextmanager
+def _only_answers_on_stdout(wanted: bool) -> Iterator[None]:
+    """With --json, what a library prints goes to standard error."""
+    global _stdout
+    if not wanted:
+        yield
+        return
+    _stdout = sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _stdout = None
+
+
+_COMMON = (
+    click.option("--store", metavar="URI", help="Where artifacts live. [BAM_STORE; default ./bam_store]"),
+    click.option(
+        "--tracking-uri", metavar="URI", help="MLflow. [MLFLOW_TRACKING_URI; default SQLite in the store]"
+    ),
+    click.option("--address", metavar="ADDRESS", help="A Ray cluster. [RAY_ADDRESS; default a local Ray]"),
+    click.option(
+        "--executor", type=click.Choice(["ray", "local"]), help="Where stages run. [BAM_EXECUTOR; ray]"
+    ),
+    click.option("--json", "as_json", is_flag=True, help="One JSON value on standard output."),
+    click.option("-v", "--verbose", is_flag=True, help="Everything that Ray and others have to say."),
+)
+_ENVIRONMENT = {
+    "store": "BAM_STORE",
+    "tracking_uri": "MLFLOW_TRACKING_URI",
+    "address": "RAY_ADDRESS",
+    "executor": "BAM_EXECUTOR",
+}
+
+
+def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_COMMON):
+        command = option(command)
+    return command
+
+
+def with_session(command: Callable[..., int | None]) -> Callable[..., Any]:
+    """Gives a command its `Session`; common options may stand before its name or after it."""
+
+    @common_options
+    @click.pass_context
+    @functools.wraps(command)
+    def run(context: click.Context, **values: Any) -> int | None:
+        here = {name: values.pop(name) for name in (*_ENVIRONMENT, "as_json", "verbose")}
+        session = _session({name: value or (context.obj or {}).get(name) for name, value in here.items()})
+        with _only_answers_on_stdout(session.json):
+            return command(session, **values)
+
+    return run
+
+
+def _session(given: Mapping[str, Any]) -> Session:
+    typed = {name: given[name] for name in _ENVIRONMENT if given[name]}
+    values = {
+        name: os.environ[variable] for name, variable in _ENVIRONMENT.items() if os.environ.get(variable)
+    } | typed
+    if values.get("executor", "ray") not in ("ray", "local"):
+        raise UsageError(f"BAM_EXECUTOR={values['executor']!r}: must be ray or local")
+    return Session(**values, json=bool(given["as_json"]), verbose=bool(given["verbose"]), typed=typed)
+
+
+class _Commands(click.Group):
+    """Commands by name; a misspelt one gets the nearest."""
+
+    def resolve_command(self, context: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise UsageError(f"no command {args[0]!r}: {nearest(args[0], self.commands)} (`bam --help`)")
+        return super().resolve_command(context, args)
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(package_name="bam", prog_name="bam")
+@common_options
+@click.pass_context
+def bam(context: click.Context, **given: Any) -> None:
+    """Branch-Attend-Mix: turn one dense language model into a mixture of experts, with lineage.
+
+    RECIPE is a path or the name of a shipped recipe. REF is `stage`, `stage@keyprefix`, `stage@latest` or an
+    MLflow model id. Exit status: 0 done, 1 a stage failed, 2 bad usage or recipe, 3 lease held elsewhere,
+    130 interrupted.
+    """
+    context.obj = given
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line. Returns the exit status; every error is words on standard error."""
+    from pipelines.cli import artifacts, runs, views
+
+    for command in (*runs.COMMANDS, *artifacts.COMMANDS, *views.COMMANDS):
+        bam.add_command(command)
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = bam.main(args=args, prog_name="bam", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except click.ClickException as error:
+        error.show(file=sys.stderr)
+        return error.exit_code
+    except BamError as error:
+        click.echo(f"bam: {error}", err=True)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("bam: interrupted; the same command continues", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        _unexpected(error, verbose="-v" in args or "--verbose" in args)
+        return 1
+
+
+def _unexpected(error: Exception, verbose: bool) -> None:
+    """A bug: one line, and where the traceback is."""
+    if verbose:
+        traceback.print_exception(error)
+        return
+    with tempfile.NamedTemporaryFile("w", prefix="bam-", suffix=".log", delete=False) as log:
+        traceback.print_exception(error, file=log)
+    reason = str(error).splitlines()[0] if str(error) else ""
+    click.echo(
+        f"bam: unexpected {type(error).__name__}: {reason} (traceback: {Path(log.name)}, or -v)", err=True
+    )

@@ -1,0 +1,282 @@
+"""`bam ls`, `show`, `tree`, `get`, `verify`: what the store holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bam_core.errors import ArtifactDamaged, UsageError, nearest
+from bam_core.graph.key import key12
+from bam_core.graph.record import Output, Record
+from bam_core.graph.refs import resolve
+from pipelines.cli import text
+from pipelines.cli.app import Session, with_session
+
+if TYPE_CHECKING:
+    from infra.store import ArtifactStore
+
+
+@dataclass(frozen=True)
+class Row:
+    """One artifact as `bam ls` shows it. state: done, running, failed, damaged or interrupted."""
+
+    stage: str
+    key: str
+    state: str
+    age_s: float | None
+    seconds: float | None
+    size_bytes: int | None
+    metrics: Mapping[str, Any]
+
+
+@click.command("ls")
+@click.argument("stage", required=False)
+@with_session
+def list_artifacts(session: Session, stage: str | None) -> None:
+    """Every artifact of the store; with STAGE (a glob such as 'expert.*'), those alone."""
+    rows = [row for row in listing(_store(session), time.time()) if fnmatchcase(row.stage, stage or "*")]
+    session.answer([asdict(row) for row in rows], lambda: _listing_text(rows) if rows else "nothing yet")
+
+
+def listing(store: ArtifactStore, now: float) -> list[Row]:
+    """By stage, the newest first. States are read from the files, never stored."""
+    records = {(record.stage, key12(record.key)): record for record in store.records()}
+    rows = [_row(store, stage, key, records.get((stage, key)), now) for stage, key in store.artifacts()]
+    return sorted(rows, key=lambda row: (row.stage, row.age_s if row.age_s is not None else -1.0, row.key))
+
+
+def _row(store: ArtifactStore, stage: str, key: str, record: Record | None, now: float) -> Row:
+    if store.lease_info(stage, key) is not None:
+        return Row(stage, key, "running", None, None, None, store.progress(stage, key) or {})
+    error = store.error(stage, key)
+    if record is None:
+        words = {"error": error.get("message", "")} if error else {}
+        return Row(stage, key, "failed" if error else "missing", None, None, None, words)
+    size = sum(output.size for output in record.outputs)
+    try:
+        store.record(stage, record.key)
+        state = "done"
+    except ArtifactDamaged:
+        state = "damaged"
+    return Row(stage, record.key, state, max(0.0, now - record.ended), record.seconds, size, record.metrics)
+
+
+def _listing_text(rows: Iterable[Row]) -> str:
+    cells = [
+        [
+            row.stage,
+            key12(row.key),
+            text.styled(row.state),
+            "" if row.age_s is None else text.duration(row.age_s),
+            "" if row.seconds is None else text.duration(row.seconds),
+            "" if row.size_bytes is None else text.size(row.size_bytes),
+            str(row.metrics["error"]).splitlines()[0]
+            if row.metrics.get("error")
+            else text.metrics(row.metrics),
+        ]
+        for row in rows
+    ]
+    return text.table(["stage", "key", "state", "age", "took", "size", "metrics"], cells, right=(3, 4, 5))
+
+
+@click.command()
+@click.argument("ref")
+@with_session
+def show(session: Session, ref: str) -> None:
+    """One artifact's record in full."""
+    store = _store(session)
+    record = resolve(ref, store.records())
+    uri = store.artifact_uri(record.stage, record.key)
+    session.answer(record.to_json() | {"artifact": uri}, lambda: record_text(record, uri))
+
+
+def record_text(record: Record, uri: str) -> str:
+    """A record for people: what it is, what it was made from, what it holds, how it came about."""
+    started = datetime.fromtimestamp(record.started, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    head = [
+        ("artifact", uri),
+        ("key", record.key),
+        ("digest", record.digest),
+        ("made", f"{started}, in {text.duration(record.seconds)}, attempt {record.attempt}"),
+        *((f"mlflow {name}", str(value)) for name, value in record.mlflow.items()),
+    ]
+    outputs = [[output.path, text.size(output.size), output.sha256[:12]] for output in record.outputs]
+    inputs = [
+        [role, f"{given.stage}@{key12(given.key)}", given.digest[:12]]
+        for role, given in record.inputs.items()
+    ]
+    parts = [click.style(f"{record.stage}@{key12(record.key)}", bold=True), _pairs(head)]
+    parts += ["inputs", text.table(["role", "artifact", "digest"], inputs)] if inputs else []
+    parts += ["outputs", text.table(["file", "size", "sha256"], outputs, right=(1,))]
+    parts += (
+        ["metrics", _pairs((name, text.number(value)) for name, value in record.metrics.items())]
+        if record.metrics
+        else []
+    )
+    parts += ["config", json.dumps(record.payload.get("config", {}), indent=2, default=str)]
+    parts += ["provenance", _pairs((name, _short(value)) for name, value in record.provenance.items())]
+    return "\n".join(parts)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {inner}" for name, inner in value.items())
+    return " ".join(str(item) for item in value) if isinstance(value, list | tuple) else str(value)
+
+
+def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
+    rows = [(name, value) for name, value in pairs]
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"  {click.style(name.ljust(width), dim=True)}  {value}" for name, value in rows)
+
+
+@click.command()
+@click.argument("ref")
+@with_session
+def tree(session: Session, ref: str) -> None:
+    """What REF was made from, as a tree."""
+    records = _store(session).records()
+    root = resolve(ref, records)
+    known = {(record.stage, record.key): record for record in records}
+    nested = _nested(root.stage, root.key, "", known, set())
+    session.answer(nested, lambda: "\n".join(_branches(nested, known, "", "")))
+
+
+Known = Mapping[tuple[str, str], Record]
+
+
+def _nested(stage: str, key: str, role: str, known: Known, opened: set[tuple[str, str]]) -> dict[str, Any]:
+    """An artifact and, the first time that it is met, its inputs (`as_above` afterwards)."""
+    record, again = known.get((stage, key)), (stage, key) in opened
+    opened.add((stage, key))
+    inputs = record.inputs.items() if record is not None and not again else ()
+    return {
+        "stage": stage,
+        "key": key,
+        "role": role,
+        "missing": record is None,
+        "as_above": again and record is not None and bool(record.inputs),
+        "inputs": [_nested(given.stage, given.key, name, known, opened) for name, given in inputs],
+    }
+
+
+def _branches(node: Mapping[str, Any], known: Known, stem: str, turn: str) -> Iterator[str]:
+    record = known.get((node["stage"], node["key"]))
+    note = (
+        "gone from the store"
+        if record is None
+        else "as above"
+        if node["as_above"]
+        else text.metrics(record.metrics)
+    )
+    yield f"{stem}{turn}{node['stage']} " + click.style(f"@{key12(node['key'])}  {note}".rstrip(), dim=True)
+    below = stem + {"": "", "├─ ": "│  ", "└─ ": "   "}[turn]
+    for index, inner in enumerate(node["inputs"]):
+        yield from _branches(inner, known, below, "└─ " if index == len(node["inputs"]) - 1 else "├─ ")
+
+
+@click.command()
+@click.argument("ref", metavar="REF[:PATH]")
+@click.argument("dest", required=False)
+@with_session
+def get(session: Session, ref: str, dest: str | None) -> None:
+    """Copy an artifact, a folder of it or one file to DEST; `-` writes one file to standard output."""
+    name, _, path = ref.partition(":")
+    store = _store(session)
+    record = resolve(name, store.records())
+    wanted = _under(record, path.strip("/"))
+    folder = store.localize(record)
+    if dest == "-":
+        if len(wanted) > 1:
+            raise UsageError(
+                f"{ref!r} holds {len(wanted)} files: only one file can be written to standard output"
+            )
+        sys.stdout.buffer.write((folder / wanted[0][0].path).read_bytes())
+        return
+    target = _destination(dest, path.strip("/") or f"{record.stage}-{key12(record.key)}")
+    is_file = wanted[0][1] == ""
+    files = [
+        (folder / output.path, target / rest if not is_file else target, output) for output, rest in wanted
+    ]
+    taken = [str(to) for _, to, _ in files if to.exists()]
+    if taken:
+        raise UsageError(f"{taken[0]} exists already: nothing was written; give another DEST")
+    for source, to, output in files:
+        _copy(source, to, output)
+    value = {
+        "artifact": store.artifact_uri(record.stage, record.key),
+        "dest": str(target),
+        "files": len(files),
+    }
+    n_bytes = sum(output.size for _, _, output in files)
+    session.answer(value, lambda: f"{target}: {len(files)} file{'s'[: len(files) > 1]}, {text.size(n_bytes)}")
+
+
+def _under(record: Record, path: str) -> list[tuple[Output, str]]:
+    """(output, its path below `path`); one with the empty path when `path` is a file. Raises UsageError."""
+    wanted = []
+    for output in record.outputs:
+        if not path or output.path == path or output.path.startswith(f"{path}/"):
+            wanted.append((output, output.path[len(path) :].lstrip("/") if path else output.path))
+    if not wanted:
+        hint = nearest(path, [output.path for output in record.outputs])
+        raise UsageError(f"{record.stage}@{key12(record.key)} has no output {path!r}: {hint}")
+    return wanted
+
+
+def _destination(dest: str | None, name: str) -> Path:
+    """As `cp` does: into a folder that exists, else under the name given."""
+    base = Path(name).name
+    target = Path(dest) if dest else Path(base)
+    return target / base if dest and target.is_dir() else target
+
+
+def _copy(source: Path, to: Path, output: Output) -> None:
+    """Raises ArtifactDamaged, leaving nothing, unless the copy has the recorded digest."""
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, to)
+    except OSError as error:
+        raise UsageError(f"{to}: cannot be written: {error.strerror or error}") from error
+    with to.open("rb") as copy:
+        digest = hashlib.file_digest(copy, "sha256").hexdigest()
+    if digest != output.sha256:
+        to.unlink()
+        raise ArtifactDamaged(
+            f"{output.path}: has sha256 {digest[:12]}, its record says {output.sha256[:12]}"
+        )
+
+
+@click.command()
+@click.argument("ref")
+@with_session
+def verify(session: Session, ref: str) -> int:
+    """Hash every file of REF again and compare with its record."""
+    store = _store(session)
+    record = resolve(ref, store.records())
+    faults = store.verify(record)
+    name = f"{record.stage}@{key12(record.key)}"
+    value = {"stage": record.stage, "key": record.key, "ok": not faults, "faults": faults}
+    whole = f"{name}: {len(record.outputs)} files are as recorded"
+    session.answer(value, lambda: "\n".join(f"{name}: {fault}" for fault in faults) if faults else whole)
+    return 1 if faults else 0
+
+
+COMMANDS = (list_artifacts, show, tree, get, verify)
+
+
+def _store(session: Session) -> ArtifactStore:
+    from pipelines import wiring
+
+    return wiring.open_store(session.settings())

@@ -1,0 +1,111 @@
+"""`bam lineage`, `bam ui`, `bam generate`, `bam doctor`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from bam_core.errors import UsageError
+from pipelines.cli.app import Session, with_session
+from pipelines.cli.text import styled
+
+
+@click.command()
+@click.argument("ref")
+@click.option("--up", is_flag=True, help="What it was made from (default).")
+@click.option("--down", is_flag=True, help="What was made from it.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "mermaid", "html"]),
+    default="text",
+    show_default=True,
+)
+@with_session
+def lineage(session: Session, ref: str, up: bool, down: bool, form: str) -> None:
+    """What exactly made REF. `bam lineage sync` rebuilds MLflow's view from the records."""
+    from pipelines import wiring
+
+    settings = session.settings()
+    if ref == "sync":
+        synced = wiring.lineage_sync(settings)
+        session.answer({"synced": synced}, lambda: f"{synced} artifacts are in MLflow")
+        return
+    graph = wiring.lineage(ref, settings, "both" if up and down else "down" if down else "up")
+    from bam_core.graph import lineage_render
+
+    render = {
+        "json": lambda: lineage_render.to_json(graph),
+        "text": lambda: lineage_render.to_text(graph),
+        "mermaid": lambda: lineage_render.to_mermaid(graph),
+        "html": lambda: lineage_render.to_html(graph),
+    }
+    session.answer(graph.to_json(), render[form])
+
+
+@click.command()
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=5000, show_default=True, help="0 takes a free one."
+)
+@click.option("--open", "open_browser", is_flag=True, help="Open a browser.")
+@with_session
+def ui(session: Session, port: int, open_browser: bool) -> None:
+    """MLflow on 127.0.0.1 over this store's tracking database."""
+    from pipelines import wiring
+
+    wiring.serve_ui(session.settings(), port, open_browser)
+
+
+@click.command()
+@click.argument("ref")
+@click.argument("prompt")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="0 takes the likeliest.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@with_session
+def generate(
+    session: Session, ref: str, prompt: str, max_new_tokens: int, temperature: float, seed: int
+) -> None:
+    """Continue PROMPT with the model REF."""
+    from pipelines import wiring
+
+    if not temperature < float("inf"):
+        raise UsageError(f"--temperature {temperature}: must be a finite number of at least 0")
+    settings = session.settings()
+    continued = wiring.generate(
+        ref, prompt, settings, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+    )
+    session.answer({"ref": ref, "prompt": prompt, "text": continued}, lambda: continued)
+
+
+@click.command()
+@with_session
+def doctor(session: Session) -> int:
+    """Is everything there that a run needs?"""
+    from pipelines import wiring
+
+    checks = wiring.doctor(session.settings())
+
+    def words() -> str:
+        width = max((len(check.name) for check in checks), default=0)
+        lines = []
+        for check in checks:
+            lines.append(
+                f"{styled('done' if check.ok else 'failed'):<8} {check.name:<{width}}  {check.detail}"
+            )
+            if not check.ok and check.remedy:
+                lines.append(f"{'':<8} {'':<{width}}  {check.remedy}")
+        return "\n".join(lines)
+
+    session.answer([asdict(check) for check in checks], words)
+    return 0 if all(check.ok for check in checks) else 1
+
+
+COMMANDS = (lineage, ui, generate, doctor)

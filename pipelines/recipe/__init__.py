@@ -1,0 +1,11 @@
+"""The recipe: one YAML file that says all that defines a result.
+
+values.py    numbers as people write them            parts.py     the groups of keys: types and defaults
+schema.py    the recipe as a whole                   document.py  YAML and `--set`, safely
+checks.py    what must hold between keys             load.py      a name or a path to a `Recipe`
+"""
+
+from pipelines.recipe.load import find_recipe, load_recipe, recipe_from, shipped_recipes
+from pipelines.recipe.schema import Recipe, json_schema
+
+__all__ = ["Recipe", "find_recipe", "json_schema", "load_recipe", "recipe_from", "shipped_recipes"]

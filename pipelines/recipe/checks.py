@@ -1,0 +1,256 @@
+"""What must hold between the keys of a recipe.
+
+A value may be None where the schema has found something wrong: such holes are stepped over. Constraints
+on a model and on a training phase come from `bam_core.config`, under the recipe's own key paths.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from bam_core.config import AttentionExperts, FFNExperts, ModelConfig, TrainConfig
+from bam_core.errors import Problem, nearest
+from pipelines.recipe.document import join
+from pipelines.recipe.parts import (
+    AttentionVariant,
+    BpeTokenizer,
+    ExpertPhase,
+    FFNVariant,
+    GeneratedMath,
+    Part,
+    Phase,
+    Variant,
+)
+from pipelines.recipe.schema import Recipe
+
+MIN_BPE_VOCAB = 257
+"""256 bytes and `<|endoftext|>`."""
+
+RESERVED_DOMAINS = {"own", "uniform"}
+_NAME = re.compile(r"[a-z0-9_][a-z0-9_-]{0,63}")
+
+
+def problems(recipe: Recipe) -> Iterator[Problem]:
+    """Everything wrong across the keys of a recipe, which may have holes (None) where a type was wrong."""
+    yield from unknown_keys(recipe, "")
+    yield from _names("name", [recipe.name])
+    yield from _at_least("seed", recipe.seed, 0)
+    yield from _domains(recipe)
+    yield from _tokenizer(recipe)
+    yield from _model(recipe)
+    yield from _phases(recipe)
+    yield from _variants(recipe)
+    yield from _evaluate(recipe)
+    yield from _runtime(recipe)
+
+
+def unknown_keys(part: Any, path: str) -> Iterator[Problem]:
+    """Every key that the schema does not know, with the nearest one that it does."""
+    if isinstance(part, Part):
+        for key, value in (part.model_extra or {}).items():
+            yield Problem(join(path, key), value, "is not a known key", nearest(key, type(part).model_fields))
+        part = part.to_dict()
+    if isinstance(part, Mapping):
+        for key, value in part.items():
+            yield from unknown_keys(value, join(path, key))
+
+
+def _at_least(path: str, value: int | None, least: int) -> Iterator[Problem]:
+    if value is not None and value < least:
+        yield Problem(path, value, f"must be at least {least}")
+
+
+def _names(path: str, names: Iterable[str | None]) -> Iterator[Problem]:
+    """Names become folders and parts of a reference, so they are plain."""
+    for name in names:
+        if name is not None and not _NAME.fullmatch(name):
+            here = path if path == "name" else join(path, name)
+            yield Problem(here, name, "a name has 1 to 64 of a-z, 0-9, _ and -, and does not start with -")
+
+
+def _domains(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.domains is None:
+        return
+    yield from _names("domains", recipe.domains)
+    for name in RESERVED_DOMAINS & recipe.domains.keys():
+        yield Problem(
+            f"domains.{name}", name, "means something else in a phase's data", "choose another name"
+        )
+    if len(recipe.domains) < 2:
+        wanted = "a mixture needs at least two: the general domain first, then one for each expert"
+        yield Problem("domains", list(recipe.domains), wanted)
+    for index, (name, domain) in enumerate(recipe.domains.items()):
+        here = join("domains", name)
+        if domain is None:
+            continue
+        yield from _at_least(f"{here}.max_bytes", domain.max_bytes, 1)
+        if domain.valid_frac is not None and not 0 < domain.valid_frac < 1:
+            yield Problem(f"{here}.valid_frac", domain.valid_frac, "must be above 0 and below 1")
+        if isinstance(domain.source, GeneratedMath):
+            yield from _at_least(f"{here}.source.documents", domain.source.documents, 1)
+            yield from _at_least(f"{here}.source.seed", domain.source.seed, 0)
+        changes = {} if domain.expert is None else domain.expert.to_dict()
+        if index == 0 and any(value is not None for value in changes.values()):
+            given = {key: value for key, value in changes.items() if value is not None}
+            yield Problem(
+                f"{here}.expert",
+                given,
+                "the first domain's expert is the seed model itself",
+                "set phases.seed",
+            )
+
+
+def _tokenizer(recipe: Recipe) -> Iterator[Problem]:
+    spec = recipe.tokenizer
+    if spec is None:
+        return
+    yield from _at_least("tokenizer.vocab_size", spec.vocab_size, MIN_BPE_VOCAB if spec.kind == "bpe" else 1)
+    if isinstance(spec, BpeTokenizer) and spec.domains is not None and recipe.domains is not None:
+        if not spec.domains:
+            yield Problem("tokenizer.domains", [], "must name at least one domain")
+        for name in spec.domains:
+            if name not in recipe.domains:
+                yield Problem("tokenizer.domains", name, "is not a domain", nearest(name, recipe.domains))
+
+
+def _model(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.model is None:
+        return
+    values = recipe.model.to_dict()
+    if values["n_kv_heads"] is None:
+        values["n_kv_heads"] = values["n_heads"]
+    for problem in ModelConfig(vocab_size=MIN_BPE_VOCAB, **values).problems():
+        if not (problem.path == "n_kv_heads" and recipe.model.n_kv_heads is None):
+            yield problem.under("model")
+
+
+def _phases(recipe: Recipe) -> Iterator[Problem]:
+    for name, phase in (recipe.phases.to_dict() if recipe.phases else {}).items():
+        if phase is None:
+            continue
+        here = f"phases.{name}"
+        yield from _training(phase, recipe, here)
+        if isinstance(phase.data, Mapping) and recipe.domains is not None:
+            yield from _share_names(phase, recipe.domains, f"{here}.data")
+        if isinstance(phase, ExpertPhase):
+            yield from _overrides(phase, recipe)
+
+
+def _training(phase: Phase, recipe: Recipe, here: str) -> Iterator[Problem]:
+    """The problems of the phase as a `TrainConfig`, under the recipe's names for its fields."""
+    fields = {name: value for name, value in phase.to_dict().items() if name not in {"data", "match"}}
+    for name, field in type(phase).model_fields.items():
+        if name in fields and fields[name] is None and name not in {"tokens", "batch_tokens"}:
+            fields[name] = 1.0 if name == "lr" else field.default  # a hole: stand in for it
+    seq_len = recipe.model.max_seq_len if recipe.model else None
+    shares = (
+        phase.data if isinstance(phase.data, Mapping) and None not in phase.data.values() else {"all": 1.0}
+    )
+    config = TrainConfig(**fields, shares=shares, seq_len=seq_len)
+    for problem in config.problems():
+        if problem.path != "seq_len":
+            yield replace(problem, path=re.sub(r"^shares", "data", problem.path)).under(here)
+    if phase.tokens and phase.batch_tokens and 0 < phase.tokens < phase.batch_tokens:
+        yield Problem(
+            f"{here}.tokens", phase.tokens, f"must be at least one batch, {phase.batch_tokens} tokens"
+        )
+
+
+def _share_names(phase: Phase, domains: Mapping[str, Any], path: str) -> Iterator[Problem]:
+    is_expert = isinstance(phase, ExpertPhase)
+    known = {*domains, "own"} if is_expert else set(domains)
+    for name, share in phase.data.items():
+        if share is None:
+            continue
+        if name == "own" and not is_expert:
+            yield Problem(
+                f"{path}.own", share, "only phases.expert has a domain of its own", "name the domain"
+            )
+        elif name not in known:
+            yield Problem(join(path, name), share, "is not a domain", nearest(name, known))
+
+
+def _overrides(phase: ExpertPhase, recipe: Recipe) -> Iterator[Problem]:
+    for name, domain in list((recipe.domains or {}).items())[1:]:
+        if domain is None or domain.expert is None:
+            continue
+        changes = {key: value for key, value in domain.expert.to_dict().items() if value is not None}
+        for problem in _training(phase.model_copy(update=changes), recipe, join("domains", name) + ".expert"):
+            if problem.path.rpartition(".")[2] in changes:
+                yield problem
+
+
+def _variants(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.variants is None:
+        return
+    yield from _names("variants", recipe.variants)
+    if not recipe.variants:
+        yield Problem("variants", {}, "must describe at least one mixture")
+    for name, variant in recipe.variants.items():
+        if variant is not None:
+            yield from _variant(variant, len(recipe.domains or ()) or None, join("variants", name))
+
+
+def _variant(variant: Variant, n_experts: int | None, here: str) -> Iterator[Problem]:
+    many = n_experts or 10**9
+    attention, ffn = variant.attention, variant.ffn
+    if isinstance(ffn, FFNVariant) and ffn.top_k is not None:
+        experts = FFNExperts(n_experts=many, top_k=ffn.top_k, gate=ffn.gate or "softmax_topk")
+        yield from (problem.under(f"{here}.ffn") for problem in experts.problems())
+    if not isinstance(attention, AttentionVariant):
+        return
+    path = f"{here}.attention"
+    if attention.routing == "soft" and attention.top_k is not None:
+        yield Problem(
+            f"{path}.top_k",
+            attention.top_k,
+            "soft routing uses every expert",
+            "remove it, or set routing: top_k",
+        )
+    elif attention.routing == "top_k" and attention.top_k is None:
+        yield Problem(f"{path}.top_k", None, "is missing", "say how many experts each token uses")
+    elif attention.top_k is not None:
+        yield from (problem.under(path) for problem in AttentionExperts(many, attention.top_k).problems())
+
+
+def _evaluate(recipe: Recipe) -> Iterator[Problem]:
+    spec = recipe.evaluate
+    if spec is None:
+        return
+    row = recipe.model.max_seq_len if recipe.model else None
+    if spec.tokens is not None and spec.tokens < (row or 1):
+        yield Problem("evaluate.tokens", spec.tokens, f"must be at least one row, {row or 1} tokens")
+    if spec.tasks:
+        yield Problem("evaluate.tasks", spec.tasks, "no task runner is built in yet", "leave it empty: []")
+
+
+def _runtime(recipe: Recipe) -> Iterator[Problem]:
+    runtime = recipe.runtime
+    if runtime is None:
+        return
+    for name in ("max_parallel", "checkpoint_steps", "micro_batch_rows"):
+        yield from _at_least(f"runtime.{name}", getattr(runtime, name), 1)
+    for name, phase_name in (("seed", "seed"), ("expert", "expert"), ("train", "mixture")):
+        group, here = getattr(runtime, name), f"runtime.{name}"
+        if group is None:
+            continue
+        yield from _at_least(f"{here}.workers", group.workers, 1)
+        yield from _at_least(f"{here}.cpus", group.cpus, 1)
+        yield from _at_least(f"{here}.gpus", group.gpus, 0)
+        rows = _rows_per_batch(recipe, phase_name)
+        if rows and group.workers and group.workers > 0 and rows % group.workers:
+            yield Problem(
+                f"{here}.workers",
+                group.workers,
+                f"must divide the {rows} rows of a batch of phases.{phase_name}",
+            )
+
+
+def _rows_per_batch(recipe: Recipe, phase_name: str) -> int | None:
+    """Rows of one global batch, or None where a size is itself wrong."""
+    phase = getattr(recipe.phases, phase_name, None) if recipe.phases else None
+    batch, row = phase and phase.batch_tokens, recipe.model and recipe.model.max_seq_len
+    return batch // row if batch and row and batch > 0 and row > 0 and batch % row == 0 else None

@@ -1,0 +1,203 @@
+"""A name or a path to a checked `Recipe`, or every reason why not.
+
+Two readings of one document: the first gives the schema's errors; if there are any, the second leaves holes
+where they were, so that the checks across keys still speak about everything else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from bam_core.errors import InvalidInput, Problem, UsageError, nearest
+from pipelines.recipe import checks
+from pipelines.recipe.document import apply_sets, join, parse, read_text
+from pipelines.recipe.parts import LENIENT, SOURCES, TOKENIZERS
+from pipelines.recipe.schema import Recipe
+
+SHIPPED = Path(__file__).parent.parent / "recipes"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with bam: `quickstart`, `paper/...`."""
+    return {
+        path.relative_to(SHIPPED).with_suffix("").as_posix(): path for path in sorted(SHIPPED.rglob("*.yaml"))
+    }
+
+
+def load_recipe(name_or_path: str, sets: Sequence[str] = ()) -> Recipe:
+    """Read, override, check. Raises UsageError for an unknown name, InvalidInput with all that is wrong."""
+    path = find_recipe(name_or_path)
+    where = f"recipe {name_or_path}"
+    document, problems = parse(read_text(path, where), where)
+    if document is None:
+        raise InvalidInput(
+            where, [Problem("", str(path), "is empty", "start from a shipped recipe, such as quickstart")]
+        )
+    if not isinstance(document, dict):
+        raise InvalidInput(
+            where, [Problem("", document, "must be a mapping of keys such as name, domains and model")]
+        )
+    document = _unshared(document)
+    problems += apply_sets(document, sets)
+    return recipe_from(document, where, problems)
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The file of a shipped recipe's name, or of a path. Raises UsageError with the nearest name."""
+    shipped = shipped_recipes()
+    path = Path(name_or_path)
+    looks_like_path = path.suffix in {".yaml", ".yml"} or name_or_path.startswith((".", "/", "~"))
+    if name_or_path in shipped and not looks_like_path:
+        return shipped[name_or_path]
+    try:
+        if name_or_path and path.expanduser().exists():
+            return path.expanduser()
+    except (OSError, ValueError, RuntimeError):  # a name too long for a file, a NUL byte, an unknown ~user
+        pass
+    kind = "no such file" if looks_like_path else "no such file, and no shipped recipe of this name"
+    raise UsageError(f"recipe {name_or_path[:200]!r}: {kind}; {nearest(path.stem, shipped)}")
+
+
+def recipe_from(document: dict[str, Any], where: str, problems: Sequence[Problem] = ()) -> Recipe:
+    """Check a document against the schema and across its keys. Raises InvalidInput with everything."""
+    found = [*problems, *_fill_vocab_size(document)]
+    recipe, schema_problems = _validate(document)
+    found += schema_problems
+    if recipe is not None:
+        holes = {problem.path for problem in found}
+        found += [problem for problem in checks.problems(recipe) if not _is_under(problem.path, holes)]
+    if found or recipe is None:
+        order = list(Recipe.model_fields)
+        found.sort(key=lambda problem: _position(problem.path, order))
+        raise InvalidInput(where, found)
+    return recipe
+
+
+def _position(path: str, order: list[str]) -> int:
+    top = path.split(".")[0]
+    return order.index(top) if top in order else -1
+
+
+def _is_under(path: str, holes: set[str]) -> bool:
+    parts = path.split(".")
+    return any(".".join(parts[: depth + 1]) in holes for depth in range(len(parts)))
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which nothing is shared: an override of one use of a YAML alias must not reach the other."""
+    if isinstance(value, dict):
+        return {key: _unshared(inner) for key, inner in value.items()}
+    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _fill_vocab_size(document: dict[str, Any]) -> list[Problem]:
+    """A tokenizer file's vocabulary size is known before anything starts: the model's shape depends on it."""
+    spec = document.get("tokenizer")
+    if not isinstance(spec, dict) or spec.get("kind") != "file" or spec.get("vocab_size") is not None:
+        return []
+    path = spec.get("path")
+    if not isinstance(path, str) or not path:
+        return []
+    try:
+        tokenizer = json.loads(Path(path).read_text(encoding="utf-8"))
+        vocab = tokenizer["model"]["vocab"]
+        ids = list(vocab.values()) if isinstance(vocab, dict) else range(len(vocab))
+        spec["vocab_size"] = 1 + max([*ids, *(token["id"] for token in tokenizer.get("added_tokens", ()))])
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return [Problem("tokenizer.path", path, f"cannot be read: {reason}", "give a local tokenizer.json")]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [Problem("tokenizer.path", path, "is not a tokenizer.json of the tokenizers library")]
+    return []
+
+
+def _validate(document: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
+    """The recipe, with holes where the schema's problems are; None when even that is not possible."""
+    try:
+        return Recipe.model_validate(document), []
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+    problems = [_problem(error) for error in errors]
+    for error in errors:
+        if error["type"] == "missing":
+            _make_hole(document, _keys(error["loc"]))
+    try:
+        return Recipe.model_validate(document, context=LENIENT), problems
+    except ValidationError:
+        return None, problems
+
+
+def _make_hole(document: dict[str, Any], keys: Sequence[Any]) -> None:
+    target = document
+    for key in keys[:-1]:
+        target = target[key]
+    target[keys[-1]] = None
+
+
+def _keys(loc: Sequence[Any]) -> list[Any]:
+    """pydantic's location without the names it adds for the chosen member of a union."""
+    keys: list[Any] = []
+    for depth, item in enumerate(loc):
+        in_tokenizer = depth == 1 and loc[0] == "tokenizer"
+        in_member = (
+            depth == 3
+            and loc[2] in {"source", "attention", "ffn", "data"}
+            and loc[:2] != ("phases", "expert")
+        )
+        if not (in_tokenizer or in_member):
+            keys.append(item)
+    return keys
+
+
+def _problem(error: Mapping[str, Any]) -> Problem:
+    """A schema error in our words."""
+    keys = _keys(error["loc"])
+    is_key = bool(keys) and keys[-1] == "[key]"
+    path = ""
+    for key in keys[:-1] if is_key else keys:
+        path = join(path, key)
+    value, kind, context = error["input"], error["type"], error.get("ctx", {})
+    if kind == "missing":
+        return Problem(path, None, "is missing")
+    if is_key or kind == "invalid_key":
+        return Problem(path, value, "a key must be text", "put it in quotes")
+    if kind == "union_tag_not_found":
+        return _no_such_kind(path, value, TOKENIZERS if path == "tokenizer" else SOURCES)
+    if kind == "literal_error":
+        return _not_one_of(path, value, re.findall(r"'([^']*)'", context["expected"]))
+    if kind == "value_error":
+        return Problem(path, value, str(context["error"]))
+    return Problem(path, value, _EXPECTED.get(kind) or error["msg"])
+
+
+def _no_such_kind(path: str, value: Any, kinds: Mapping[str, Any]) -> Problem:
+    if not isinstance(value, dict):
+        return Problem(path, value, f"must be a mapping with a kind, one of {', '.join(kinds)}")
+    if "kind" not in value:
+        return Problem(f"{path}.kind", None, f"is missing; one of {', '.join(kinds)}")
+    return _not_one_of(f"{path}.kind", value["kind"], list(kinds))
+
+
+def _not_one_of(path: str, value: Any, known: Sequence[str]) -> Problem:
+    expected = f"must be {' or '.join(known)}" if len(known) < 3 else f"must be one of {', '.join(known)}"
+    expected += _OR_KEYS.get(known[0], "")
+    remedy = nearest(value, known) if isinstance(value, str) else ""
+    return Problem(path, value, expected, remedy if remedy.startswith("did you mean") else "")
+
+
+_OR_KEYS = {"uniform": ", or a share for each domain", "merged": ", or the keys of a mixture of experts"}
+_EXPECTED = {
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping of keys",
+    "model_type": "must be a mapping of keys",
+    "model_attributes_type": "must be a mapping of keys",
+}

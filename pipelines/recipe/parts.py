@@ -1,0 +1,301 @@
+"""The groups of keys that a recipe is made of, with their types and defaults (DESIGN, section 5).
+
+Types only say what a value is. Whether the values make sense together is said by `bam_core.config` (one
+place for a recipe, a checkpoint and a Python caller) and by `checks.py`. Everything here is frozen.
+
+A wrong value must not hide the next one. So unknown keys are kept (`extra="allow"`) and reported by
+`checks.py`, and under `LENIENT` a wrong value becomes None, a hole that the checks step over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    WrapValidator,
+    field_validator,
+)
+
+from bam_core.config import Gate
+from pipelines.recipe.values import Count, Number, Text
+
+LENIENT = "lenient"
+Dtype = Literal["bf16", "fp32", "fp64"]
+
+
+def _or_hole(value: Any, handler: Any, info: ValidationInfo) -> Any:
+    try:
+        return handler(value)
+    except ValidationError:
+        if info.context == LENIENT:
+            return None
+        raise
+
+
+T = TypeVar("T")
+Named = dict[str, Annotated[T, WrapValidator(_or_hole)]]
+"""Names to parts; one wrong part leaves the others standing."""
+
+
+class Part(BaseModel):
+    """A frozen group of keys."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="allow",
+        strict=True,
+        allow_inf_nan=True,
+        json_schema_extra={"additionalProperties": False},
+    )
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _leave_a_hole(cls, value: Any, handler: Any, info: ValidationInfo) -> Any:
+        return _or_hole(value, handler, info)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of this part and their values; unknown keys left out."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
+
+class InstalledText(Part):
+    """Text that every Python installation has: documentation strings, sources, licences of packages."""
+
+    kind: Literal["python-docs", "python-code", "python-licences"]
+
+
+class GeneratedMath(Part):
+    """Arithmetic and algebra with worked steps, made from a seed."""
+
+    kind: Literal["generated-math"]
+    documents: Count = 4000
+    seed: Count = 0
+
+
+class FileText(Part):
+    """Local or remote files. path: a URI or a glob; a relative one is relative to the current folder."""
+
+    kind: Literal["text", "jsonl", "parquet"]
+    path: Text
+    column: Text = "text"
+
+
+class HubText(Part):
+    """A data set of the Hugging Face hub; `revision` is resolved to a commit, which enters the key."""
+
+    kind: Literal["hf"]
+    path: Text
+    revision: Text | None = None
+    split: Text = "train"
+    column: Text = "text"
+
+
+SOURCES = {
+    "python-docs": InstalledText,
+    "python-code": InstalledText,
+    "python-licences": InstalledText,
+    "generated-math": GeneratedMath,
+    "text": FileText,
+    "jsonl": FileText,
+    "parquet": FileText,
+    "hf": HubText,
+}
+
+
+def _by_kind(table: Mapping[str, type[Part]]) -> Discriminator:
+    """Chooses the member of a union by its `kind`; None (an error of pydantic's) for an unknown one."""
+
+    def tag(value: Any) -> str | None:
+        kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+        return table[kind].__name__ if isinstance(kind, str) and kind in table else None
+
+    return Discriminator(tag)
+
+
+Source = Annotated[
+    Annotated[InstalledText, Tag("InstalledText")]
+    | Annotated[GeneratedMath, Tag("GeneratedMath")]
+    | Annotated[FileText, Tag("FileText")]
+    | Annotated[HubText, Tag("HubText")],
+    _by_kind(SOURCES),
+]
+
+
+class ExpertOverride(Part):
+    """What one domain's expert does differently from `phases.expert`."""
+
+    tokens: Count | None = None
+    lr: Number | None = None
+
+
+class Domain(Part):
+    """valid_frac: fraction of documents held out. max_bytes: read at most this much text (UTF-8 bytes)."""
+
+    source: Source
+    valid_frac: Number = 0.05
+    max_bytes: Count | None = None
+    expert: ExpertOverride = ExpertOverride()
+
+
+class BpeTokenizer(Part):
+    """A byte-level BPE trained on the text of `domains` (all of them by default)."""
+
+    kind: Literal["bpe"]
+    vocab_size: Count
+    domains: list[Text] | None = None
+
+
+class FileTokenizer(Part):
+    """A `tokenizer.json`. vocab_size: counted from the file unless given."""
+
+    kind: Literal["file"]
+    path: Text
+    vocab_size: Count | None = None
+
+
+TOKENIZERS = {"bpe": BpeTokenizer, "file": FileTokenizer}
+Tokenizer = Annotated[
+    Annotated[BpeTokenizer, Tag("BpeTokenizer")] | Annotated[FileTokenizer, Tag("FileTokenizer")],
+    _by_kind(TOKENIZERS),
+]
+
+
+class Model(Part):
+    """The dense seed model; its vocabulary is the tokenizer's. n_kv_heads: as n_heads by default."""
+
+    d_model: Count
+    n_layers: Count
+    n_heads: Count
+    n_kv_heads: Count | None = None
+    d_ff: Count
+    max_seq_len: Count
+    residual: Literal["parallel", "sequential"] = "parallel"
+    norm: Literal["rms", "layer"] = "rms"
+    norm_eps: Number = 1e-5
+    rope_theta: Number = 10_000.0
+    tie_embeddings: bool = True
+
+
+class Phase(Part):
+    """One phase of training. tokens, batch_tokens: predicted tokens; the batch is the global one."""
+
+    tokens: Count
+    batch_tokens: Count
+    lr: Number
+    warmup_frac: Number = 0.02
+    min_lr_frac: Number = 0.1
+    weight_decay: Number = 0.1
+    grad_clip: Number = 1.0
+    dtype: Dtype = "bf16"
+
+
+def _uniform_or_shares(value: Any) -> str:
+    return "uniform" if isinstance(value, str) else "shares"
+
+
+Shares = Named[Number]
+Data = Annotated[
+    Annotated[Literal["uniform"], Tag("uniform")] | Annotated[Shares, Tag("shares")],
+    Discriminator(_uniform_or_shares),
+]
+
+
+class SeedPhase(Phase):
+    data: Data = "uniform"
+
+
+class ExpertPhase(Phase):
+    """In `data`, `own` stands for the expert's own domain."""
+
+    data: Shares = {"own": 1.0}
+
+
+class MixturePhase(Phase):
+    """match: train variants on the same `data` (tokens), or on tokens that cost the same compute."""
+
+    data: Data = "uniform"
+    match: Literal["data", "compute"] = "data"
+    load_balancing_coef: Number = 0.01
+    z_loss_coef: Number = 0.001
+
+
+class Phases(Part):
+    seed: SeedPhase
+    expert: ExpertPhase
+    mixture: MixturePhase
+
+
+PerDomain = Annotated[Literal["per-domain"], Field(exclude=True)]
+"""Says in words what is always so; it tells nothing to the core, so a dump leaves it out."""
+
+
+class AttentionVariant(Part):
+    """A mixture of attention: `soft` uses every expert, `top_k` the best `top_k`."""
+
+    experts: PerDomain = "per-domain"
+    routing: Literal["soft", "top_k"] = "soft"
+    top_k: Count | None = None
+    kv: Literal["expert", "shared"] = "expert"
+    gate: Gate = "softmax_topk"
+
+
+class FFNVariant(Part):
+    experts: PerDomain = "per-domain"
+    top_k: Count = 1
+    gate: Gate = "softmax_topk"
+
+
+def _merged_or_experts(value: Any) -> str:
+    return "merged" if isinstance(value, str) else "experts"
+
+
+Merged = Annotated[Literal["merged"], Tag("merged")]
+
+
+class Variant(Part):
+    """How the dense experts become one model; `merged` averages that part of them."""
+
+    attention: Annotated[
+        Merged | Annotated[AttentionVariant, Tag("experts")], Discriminator(_merged_or_experts)
+    ]
+    ffn: Annotated[Merged | Annotated[FFNVariant, Tag("experts")], Discriminator(_merged_or_experts)]
+    router_init: Literal["random", "zero"] = "random"
+
+
+class Evaluate(Part):
+    """tokens: held-out tokens per domain at most."""
+
+    tokens: Count = 100_000
+    tasks: list[Text] = []
+    dtype: Dtype = "fp32"
+
+
+class Group(Part):
+    """A worker group: processes, and the cores and GPUs of each."""
+
+    workers: Count = 1
+    cpus: Count = 1
+    gpus: Count = 0
+
+
+class Runtime(Part):
+    """Where and how it runs; never part of a key. `train` is for the variants and the dense baseline.
+
+    max_parallel: stages at once. checkpoint_steps: steps between checkpoints. micro_batch_rows: rows of one
+    forward pass, smaller batches accumulate.
+    """
+
+    seed: Group = Group()
+    expert: Group = Group()
+    train: Group = Group()
+    max_parallel: Count | None = None
+    checkpoint_steps: Count = 100
+    micro_batch_rows: Count | None = None

@@ -1,0 +1,143 @@
+"""From the inputs to files: `report.html`, `tables/*.csv`, `figures/*.svg`. Equal inputs give equal bytes."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipelines.report import formats
+from pipelines.report.curves import training_panels
+from pipelines.report.findings import find, ranking, routing_findings
+from pipelines.report.formats import clean, file_name, is_number
+from pipelines.report.heatmaps import HeatMap, heat_maps
+from pipelines.report.inputs import ReportInputs, group
+from pipelines.report.lineage_svg import lineage_panel
+from pipelines.report.svg import TEMPLATES, Panel, style_sheet
+from pipelines.report.tables import (
+    bits_per_byte_table,
+    costs_table,
+    data_tables,
+    mixes_table,
+    perplexity_table,
+)
+
+
+def build_report(inputs: ReportInputs, out: Path) -> Mapping[str, float]:
+    """Write the report into the folder `out` (made if absent). Returns the report's own metrics."""
+    shown = {
+        "perplexity": perplexity_table(inputs),
+        "bits_per_byte": bits_per_byte_table(inputs),
+        "costs": costs_table(inputs),
+        "mixes": mixes_table(inputs),
+    }
+    curves, maps, lineage = training_panels(inputs), heat_maps(inputs), lineage_panel(inputs.lineage)
+    for table in (*shown.values(), *data_tables(inputs)):
+        if table.rows:
+            _write(out / "tables" / f"{table.name}.csv", table.csv())
+    for name, panel in _figures(curves, maps, lineage).items():
+        _write(out / "figures" / f"{name}.svg", panel.standalone())
+    page = _environment().get_template("report.html.j2")
+    html = page.render(
+        name=clean(inputs.name),
+        domains=[clean(domain) for domain in inputs.domain_names],
+        findings=find(inputs),
+        tables=shown,
+        n_scored=_n_scored(inputs),
+        curves=list(curves.values()),
+        maps=maps,
+        routing_findings=routing_findings(inputs),
+        lineage=lineage,
+        costs=_costs(inputs),
+        reproduce=_reproduce(inputs),
+        style=Markup(style_sheet()),
+    )
+    _write(out / "report.html", html)
+    return _metrics(inputs)
+
+
+def _environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["clean"] = clean
+    made.globals |= {"is_trained": lambda heat_map: group(heat_map.model) != "mix"}
+    return made
+
+
+def _figures(curves: Mapping[str, Panel], maps: Sequence[HeatMap], lineage: Panel | None) -> dict[str, Panel]:
+    """File name without suffix -> drawing. Names that fall together once made safe are numbered."""
+    figures = dict(curves)
+    for heat_map in maps:
+        wanted = base = f"routing-{file_name(heat_map.model)}-{heat_map.router}"
+        number = 1
+        while wanted in figures:
+            number += 1
+            wanted = f"{base}-{number}"
+        figures[wanted] = heat_map.figure()
+    return figures | ({"lineage": lineage} if lineage else {})
+
+
+def _n_scored(inputs: ReportInputs) -> dict[str, str]:
+    """Domain -> tokens scored, for domains in which every model was scored on as many."""
+    found = {}
+    for domain in inputs.domain_names:
+        counts = {model.get("domains", {}).get(domain, {}).get("tokens") for model in inputs.models.values()}
+        if len(counts) == 1 and is_number(count := counts.pop()):
+            found[clean(domain)] = formats.count(count)
+    return found
+
+
+def _costs(inputs: ReportInputs) -> dict[str, Any]:
+    """Totals, and each stage's share of the time in percent (for the bars)."""
+    seconds = [cost["seconds"] if is_number(cost.get("seconds")) else 0.0 for cost in inputs.costs]
+    flops = [cost["train_flops"] for cost in inputs.costs if is_number(cost.get("train_flops"))]
+    longest = max(seconds, default=0.0)
+    return {
+        "seconds": formats.duration(sum(seconds)),
+        "flops": formats.flops(sum(flops)) if flops else "",
+        "bars": [f"{100 * s / longest:.1f}" if longest > 0 else "0" for s in seconds],
+    }
+
+
+def _reproduce(inputs: ReportInputs) -> dict[str, Any]:
+    """The commands, and what code and packages made the artifacts of the lineage."""
+    nodes = (inputs.lineage or {}).get("nodes", ())
+    commits: dict[str, bool] = {}
+    packages: dict[str, set[str]] = {}
+    for node in nodes:
+        if node.get("git_commit"):
+            commit = clean(node["git_commit"])
+            commits[commit] = commits.get(commit, False) or bool(node.get("dirty"))
+        for package, version in (node.get("packages") or {}).items():
+            packages.setdefault(clean(package), set()).add(clean(version))
+    best = next(iter(ranking(inputs)), None)
+    key = next((str(node.get("key")) for node in nodes if node["stage"] == best), "")
+    reference = shlex.quote(clean(f"{best}@{key[:12]}" if key else best)) if best else ""
+    return {
+        "recipe": shlex.quote(clean(inputs.name)),
+        "reference": reference,
+        "commits": commits,
+        "packages": {name: sorted(versions) for name, versions in sorted(packages.items())},
+    }
+
+
+def _metrics(inputs: ReportInputs) -> dict[str, float]:
+    ranked = ranking(inputs)
+    metrics = {"n_models": float(len(inputs.models)), "n_domains": float(len(inputs.domain_names))}
+    if ranked:
+        metrics["best_average_perplexity"] = float(inputs.models[ranked[0]]["average_perplexity"])
+    return metrics
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode("utf-8"))

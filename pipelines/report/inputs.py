@@ -1,0 +1,110 @@
+"""What a report is made of: the figures that other stages left, as plain JSON, and how they are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bam_core.errors import ArtifactDamaged
+
+Json = Mapping[str, Any]
+GROUPS = ("seed", "expert", "dense", "mix", "train")
+"""Models are shown in this order; others come last."""
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """Everything a report shows. Without an optional part the report has fewer sections.
+
+    perplexity, routing: evaluate's `perplexity.json` and `routing.json`. training: model -> history of its
+    `training.json`. mixes: `mix.<variant>` -> its `mix.json`. costs: one per stage, {stage, seconds, tokens,
+    train_flops, params}. lineage: a graph as `bam lineage --format json` prints it. domains: their order, the
+    general one first (default: as in `perplexity`).
+    """
+
+    name: str
+    perplexity: Json
+    routing: Json | None = None
+    training: Mapping[str, Sequence[Json]] = field(default_factory=dict)
+    mixes: Mapping[str, Json] = field(default_factory=dict)
+    costs: Sequence[Json] = ()
+    lineage: Json | None = None
+    domains: Sequence[str] = ()
+
+    @classmethod
+    def read(
+        cls,
+        name: str,
+        *,
+        evaluate: Path,
+        models: Mapping[str, Path],
+        costs: Sequence[Json] = (),
+        lineage: Json | None = None,
+        domains: Sequence[str] = (),
+    ) -> ReportInputs:
+        """Read the files of an `evaluate` artifact and of model folders (stage name -> folder).
+
+        A model folder gives its `training.json` and its `mix.json` where it has them.
+        Raises ArtifactDamaged, naming the file that is missing or is not what it should be.
+        """
+        histories = {model: _read(folder / "training.json") for model, folder in models.items()}
+        mixes = {model: _read(folder / "mix.json") for model, folder in models.items()}
+        perplexity = _read(evaluate / "perplexity.json")
+        if not isinstance(perplexity, Mapping) or not isinstance(perplexity.get("models"), Mapping):
+            raise ArtifactDamaged(f"{evaluate / 'perplexity.json'}: has no models to report on")
+        return cls(
+            name=name,
+            perplexity=perplexity,
+            routing=_read(evaluate / "routing.json"),
+            training={model: data["history"] for model, data in histories.items() if data},
+            mixes={model: data for model, data in mixes.items() if data},
+            costs=costs,
+            lineage=lineage,
+            domains=domains,
+        )
+
+    @property
+    def models(self) -> dict[str, Json]:
+        """The evaluated models: seed, experts, dense, mixtures before and after their training, others."""
+        found: Mapping[str, Json] = self.perplexity.get("models", {})
+        return {name: found[name] for name in in_order(found, self.domain_names)}
+
+    @property
+    def domain_names(self) -> list[str]:
+        """Every evaluated domain, in the given order; unlisted ones follow as found."""
+        found: dict[str, None] = {}
+        for model in self.perplexity.get("models", {}).values():
+            found.update(dict.fromkeys(model.get("domains", {})))
+        listed = [domain for domain in self.domains if domain in found]
+        return listed + [domain for domain in found if domain not in listed]
+
+
+def group(model: str) -> str:
+    """The kind of a model by its stage name: `expert` for `expert.law`."""
+    kind = model.split(".", 1)[0]
+    return kind if kind in GROUPS else "other"
+
+
+def in_order(models: Mapping[str, Any], domains: Sequence[str] = ()) -> list[str]:
+    """Model names by group; experts by their domain's place, the rest as found."""
+    groups = (*GROUPS, "other")
+
+    def place(name: str) -> tuple[int, int]:
+        domain = name.partition(".")[2]
+        is_listed = group(name) == "expert" and domain in domains
+        return groups.index(group(name)), list(domains).index(domain) if is_listed else len(domains)
+
+    return sorted(models, key=place)
+
+
+def _read(path: Path) -> Any:
+    """The file's JSON, or None where there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactDamaged(f"{path}: cannot be read as JSON ({error})") from error

@@ -1,0 +1,321 @@
+"""Runs a plan: stages go to an executor as their inputs get done; each ends with a record, or with what to do next.
+
+Through ports only: no Ray, MLflow or fsspec here. `run_stage_job` is the same code in a thread and in a Ray task.
+Invariants: a record is written last and only under a live lease; one failure never stops an independent branch.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from bam_core.errors import BamError, LeaseHeld, StageFailed
+from bam_core.graph.plan import Decision
+from bam_core.graph.record import Record, artifact_digest
+from bam_core.graph.schedule import Schedule
+from bam_core.graph.stage import Pipeline, Stage
+from bam_core.protocols import Executor, Lease, Metrics, Sources, StageContext, StageFunction, Store, Tracker, Trainer
+
+LiveFigures = Callable[[int, Metrics], None]
+POLL_S = 0.25
+"""How often the driver looks at progress, and a stage at a lease that another run holds."""
+
+
+@dataclass(frozen=True)
+class StageState:
+    """One line of the live table. progress: step, total_steps, loss, tokens_per_s ... of a running stage."""
+
+    stage: str
+    key: str
+    action: str
+    status: str
+    reason: str
+    seconds: float = 0.0
+    progress: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Display(Protocol):
+    def update(self, states: list[StageState]) -> None: ...
+    def message(self, text: str) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class StageResult:
+    stage: str
+    key: str
+    action: str
+    status: str
+    seconds: float
+    artifact: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """status: done, failed or interrupted. report: where `report.html` lies, if it was made or reused."""
+
+    run: str
+    status: str
+    seconds: float
+    stages: tuple[StageResult, ...]
+    report: str | None = None
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """All that another process needs to run one stage: plain values, picklable.
+
+    inputs: role -> (stage, key). redo: an existing artifact is made again (forced, or below a forced stage).
+    """
+
+    stage: Stage
+    key: str
+    payload: Mapping[str, Any]
+    inputs: Mapping[str, tuple[str, str]]
+    redo: bool
+    owner: str
+    provenance: Mapping[str, Any]
+    tracking: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Services:
+    """The adapters that a stage runs with, joined in `wiring`.
+
+    trainer: of (job, input records, attempt's folder, live log). live_log: of (attempt's folder, tracker's handle).
+    capture: sends this process's output to a file, where the process runs nothing else.
+    """
+
+    store: Store
+    tracker: Tracker
+    sources: Sources
+    function: Callable[[Stage], StageFunction]
+    trainer: Callable[[StageJob, Mapping[str, Record], Path, LiveFigures], Trainer]
+    live_log: Callable[[Path, Mapping[str, Any]], LiveFigures]
+    capture: Callable[[Path], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class StageEnd:
+    """made: False when another run made it while this one waited."""
+
+    record: Record
+    made: bool
+
+
+def run_stage_job(job: StageJob, services: Services) -> StageEnd:
+    """Make one artifact, or take it from a run that made it meanwhile. Raises StageFailed with the reason."""
+    store, name = services.store, job.stage.name
+    try:
+        lease = _acquire_or_reuse(job, store)
+        if isinstance(lease, Record):
+            return StageEnd(lease, made=False)
+        try:
+            return StageEnd(_attempt(job, services, lease), made=True)
+        finally:
+            lease.release()
+    except BamError as error:
+        raise StageFailed(f"{name}: {error}") from error
+    except Exception as error:
+        raise StageFailed(f"{name}: {type(error).__name__}: {error}") from error
+
+
+def _acquire_or_reuse(job: StageJob, store: Store) -> Lease | Record:
+    """The lease, or the record that appeared while another run held it."""
+    while True:
+        if not job.redo and (made := store.record(job.stage.name, job.key)) is not None:
+            return made
+        try:
+            lease = store.acquire(job.stage.name, job.key, job.owner)
+        except LeaseHeld:
+            time.sleep(POLL_S)
+            continue
+        if not job.redo and (made := store.record(job.stage.name, job.key)) is not None:
+            lease.release()
+            return made
+        return lease
+
+
+def _attempt(job: StageJob, services: Services, lease: Lease) -> Record:
+    store, tracker, stage = services.store, services.tracker, job.stage
+    records = {role: _input_record(store, role, parent) for role, parent in job.inputs.items()}
+    attempt = store.next_attempt(stage.name, job.key)
+    handle = tracker.start_stage(job.tracking, stage, job.key, records)
+    error: dict[str, Any] | None = None
+    try:
+        return _make(job, services, lease, records, attempt, handle)
+    except BaseException as failure:
+        error = {"type": type(failure).__name__, "message": str(failure), "traceback": traceback.format_exc()}
+        tracker.fail_stage(handle, str(failure))
+        raise
+    finally:
+        store.close_attempt(stage.name, job.key, attempt, error)
+
+
+def _make(
+    job: StageJob,
+    services: Services,
+    lease: Lease,
+    records: Mapping[str, Record],
+    attempt: int,
+    handle: Mapping[str, Any],
+) -> Record:
+    store, stage = services.store, job.stage
+    started = time.time()
+    attempt_dir = store.attempt_dir(stage.name, job.key, attempt)
+    live_log = services.live_log(attempt_dir, handle)
+    with services.capture(attempt_dir / "log.txt"), store.scratch(stage.name, job.key) as out:
+        context = StageContext(
+            stage=stage.name,
+            key=job.key,
+            config=stage.config,
+            runtime=stage.runtime,
+            resources=stage.resources,
+            inputs={role: store.localize(record) for role, record in records.items()},
+            records=records,
+            out=out,
+            trainer=services.trainer(job, records, attempt_dir, live_log),
+            sources=services.sources,
+            history=store.records,
+            log=live_log,
+        )
+        metrics = services.function(stage)(context)
+        record = _record(job, records, out, metrics, started, attempt, store)
+        lease.require()
+        record = replace(record, mlflow=services.tracker.end_stage(handle, record, out))
+        store.commit(out, record)
+    store.clear_training(stage.name, job.key)
+    return record
+
+
+def _input_record(store: Store, role: str, parent: tuple[str, str]) -> Record:
+    record = store.record(*parent)
+    if record is None:
+        raise StageFailed(f"input {role!r}: {parent[0]}@{parent[1][:12]} is gone from the store")
+    return record
+
+
+def _record(
+    job: StageJob,
+    records: Mapping[str, Record],
+    out: Path,
+    metrics: Mapping[str, Any],
+    started: float,
+    attempt: int,
+    store: Store,
+) -> Record:
+    outputs = store.hash_outputs(out)
+    return Record(
+        stage=job.stage.name,
+        key=job.key,
+        payload=job.payload,
+        inputs={role: record.ref for role, record in records.items()},
+        outputs=outputs,
+        digest=artifact_digest(outputs),
+        metrics=metrics,
+        provenance=job.provenance,
+        started=started,
+        ended=time.time(),
+        attempt=attempt,
+    )
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an executor runs for a stage: `call(job, *args)`, a module-level function with picklable arguments."""
+
+    call: Callable[..., StageEnd]
+    args: tuple[Any, ...]
+
+
+class PipelineRun:
+    """The driver's side of a run: starts what may start, watches, and knows what to tell the person who waits."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        decisions: list[Decision],
+        jobs: Mapping[str, StageJob],
+        store: Store,
+        display: Display,
+        *,
+        max_parallel: int,
+        fail_fast: bool,
+    ) -> None:
+        self._pipeline, self._jobs, self._store, self._display = pipeline, jobs, store, display
+        self._schedule = Schedule(pipeline, decisions, max_parallel, fail_fast=fail_fast)
+        self._decisions = {decision.stage: decision for decision in decisions}
+        self._clock: dict[str, tuple[float, float | None]] = {}
+        self._ends: dict[str, StageEnd] = {}
+        self._errors: dict[str, str] = {}
+
+    def run(self, executor: Executor, task: Task) -> str:
+        """Run to the end of what can be run. Returns `done` or `failed`."""
+        try:
+            while not self._schedule.finished:
+                for stage in self._schedule.startable():
+                    self._schedule.started(stage.name)
+                    self._clock[stage.name] = (time.monotonic(), None)
+                    executor.submit(stage, task.call, self._jobs[stage.name], *task.args)
+                for name, outcome in executor.wait(POLL_S):
+                    self._ended(name, outcome)
+                self._display.update(self.states())
+        finally:
+            self._display.update(self.states())
+        return "failed" if self._errors else "done"
+
+    def _ended(self, name: str, outcome: Any) -> None:
+        self._clock[name] = (self._clock[name][0], time.monotonic())
+        if isinstance(outcome, BaseException):
+            self._errors[name] = str(outcome)
+            self._schedule.failed(name)
+        else:
+            self._ends[name] = outcome
+            self._schedule.done(name)
+
+    def states(self) -> list[StageState]:
+        """Every stage of the plan as it is now."""
+        return [self._state(decision) for decision in self._decisions.values()]
+
+    def _state(self, decision: Decision) -> StageState:
+        status = self._status(decision)
+        reason = self._errors.get(decision.stage, decision.reason)
+        progress = self._store.progress(decision.stage, decision.key) if status == "running" else None
+        return StageState(
+            decision.stage, decision.key, decision.action, status, reason, self._seconds(decision.stage), progress or {}
+        )
+
+    def _status(self, decision: Decision) -> str:
+        name = decision.stage
+        if name in self._errors:
+            return "failed"
+        if name in self._ends:
+            return "done" if self._ends[name].made else "reused"
+        if name in self._clock:
+            return "running"
+        if decision.action == "reuse":
+            return "reused"
+        return "skipped" if name in self._schedule.skipped else "pending"
+
+    def _seconds(self, name: str) -> float:
+        if name not in self._clock:
+            return 0.0
+        started, ended = self._clock[name]
+        return (ended if ended is not None else time.monotonic()) - started
+
+    def results(self) -> tuple[StageResult, ...]:
+        return tuple(self._result(decision) for decision in self._decisions.values())
+
+    def _result(self, decision: Decision) -> StageResult:
+        name, status = decision.stage, self._status(decision)
+        made_here = name in self._ends and self._ends[name].made
+        action = "reuse" if status == "reused" else "run" if made_here else decision.action
+        artifact = self._store.artifact_uri(name, decision.key) if status in ("done", "reused") else None
+        seconds = round(self._seconds(name), 3)
+        return StageResult(name, decision.key, action, status, seconds, artifact, self._errors.get(name))

@@ -1,0 +1,37 @@
+"""One file per stage kind. Each is `run(context) -> metrics`: read inputs, call the core, write files under `out`.
+
+A stage kind's VERSION is part of its artifacts' keys: raise it when the same configuration would now give another result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+
+from bam_core.protocols import StageFunction
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """module: where `run` is, imported only where the stage runs. trains: uses a worker group of its own."""
+
+    module: str
+    version: int
+    trains: bool = False
+
+    def function(self) -> StageFunction:
+        function: StageFunction = import_module(f"pipelines.stages.{self.module}").run
+        return function
+
+
+KINDS: dict[str, StageKind] = {
+    "tokenizer": StageKind("tokenizer", 1),
+    "data": StageKind("data", 1),
+    "seed": StageKind("seed", 1, trains=True),
+    "expert": StageKind("expert", 1, trains=True),
+    "mix": StageKind("mix", 1),
+    "train": StageKind("train", 1, trains=True),
+    "dense": StageKind("dense", 1, trains=True),
+    "evaluate": StageKind("evaluate", 1),
+    "report": StageKind("report", 1),
+}

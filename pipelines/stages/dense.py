@@ -1,0 +1,13 @@
+"""`dense`: the baseline without experts: the seed, trained further on the mixture's data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bam_core.protocols import StageContext
+from pipelines.stages.training import run_training
+
+
+def run(context: StageContext) -> Mapping[str, Any]:
+    return run_training(context, {"from": "seed"}, "The dense baseline: the seed, trained on the mixture's data.")

@@ -1,0 +1,14 @@
+"""`expert.<domain>`: a copy of the seed, trained on one domain (BAM, section 5.2: with some general text mixed in)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bam_core.protocols import StageContext
+from pipelines.stages.training import run_training
+
+
+def run(context: StageContext) -> Mapping[str, Any]:
+    what = f"The dense expert of domain {context.config['domain']!r}, branched from the seed."
+    return run_training(context, {"from": "seed"}, what)

@@ -1,0 +1,150 @@
+"""The report in a real browser: no request, no error, nothing wider than the screen, legible in the dark."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.report import build_report
+from tests.report.fakes import fake_run
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the path"),
+]
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+
+WIDTHS = {"wide": 1200, "tablet": 760, "phone": 400}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    build_report(fake_run(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def opened(browser: Any, path: Path, width: int = 1200, **options: Any) -> tuple[Any, list[str]]:
+    """The page, and everything it asked for or complained of, itself left out."""
+    page = browser.new_page(viewport={"width": width, "height": 900}, **options)
+    heard: list[str] = []
+    page.on("request", lambda request: heard.append(request.url))
+    page.on("console", lambda message: heard.append(message.text))
+    page.on("pageerror", lambda error: heard.append(str(error)))
+    page.goto(path.as_uri())
+    heard.remove(path.as_uri())
+    return page, heard
+
+
+@pytest.mark.parametrize("name", ["report.html", "figures/lineage.svg", "figures/routing-train.bam-ffn.svg"])
+def test_asks_for_nothing_and_complains_of_nothing(browser: Any, report: Path, name: str):
+    page, heard = opened(browser, report / name)
+    assert heard == []
+    page.close()
+
+
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_only_tables_and_the_lineage_scroll_sideways(browser: Any, report: Path, width: int):
+    page, _ = opened(browser, report / "report.html", width)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    wide = page.evaluate(
+        "[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, pre')"
+        " && e.getBoundingClientRect().right > innerWidth).map(e => e.outerHTML.slice(0, 80))"
+    )
+    assert wide == []
+    page.close()
+
+
+def test_the_perplexity_table_fits_a_desktop(browser: Any, report: Path):
+    page, _ = opened(browser, report / "report.html")
+    assert page.evaluate(
+        "(e => e.scrollWidth <= e.clientWidth)(document.querySelector('#perplexity .scroll'))"
+    )
+    page.close()
+
+
+def test_small_print_stays_readable_on_a_phone(browser: Any, report: Path):
+    """Figures shrink with the screen; their text must not fall below 9 px (the lineage scrolls instead)."""
+    page, _ = opened(browser, report / "report.html", WIDTHS["phone"])
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('#training text, #routing text')].filter(e => e.checkVisibility())"
+        ".map(e => parseFloat(getComputedStyle(e).fontSize) * e.getScreenCTM().a)"
+    )
+    assert len(sizes) > 100
+    assert min(sizes) >= 9
+    page.close()
+
+
+COLOURS = """() => {
+    const style = e => getComputedStyle(e);
+    return {
+        page: style(document.body).backgroundColor, ink: style(document.body).color,
+        label: style(document.querySelector('svg text.title')).fill,
+        first: style(document.querySelector('tbody th')).backgroundColor,
+    };
+}"""
+
+
+@pytest.mark.parametrize(
+    ("scheme", "media", "paper", "ink"),
+    [
+        ("light", "screen", "rgb(255, 255, 255)", "rgb(27, 29, 32)"),
+        ("dark", "screen", "rgb(20, 22, 24)", "rgb(232, 234, 236)"),
+        ("dark", "print", "rgb(255, 255, 255)", "rgb(27, 29, 32)"),
+    ],
+)
+def test_follows_the_readers_colours_but_prints_on_white(
+    browser: Any, report: Path, scheme: str, media: str, paper: str, ink: str
+):
+    page, _ = opened(browser, report / "report.html", color_scheme=scheme)
+    page.emulate_media(media=media, color_scheme=scheme)
+    assert page.evaluate(COLOURS) == {"page": paper, "ink": ink, "label": ink, "first": paper}
+    page.close()
+
+
+def test_pointing_at_a_stage_shows_all_its_inputs(browser: Any, report: Path):
+    page, _ = opened(browser, report / "report.html")
+    hidden = (
+        "[...document.querySelectorAll('#lineage .edge.long')]"
+        ".filter(e => getComputedStyle(e).opacity === '0').length"
+    )
+    before = page.evaluate(hidden)
+    page.locator("#lineage svg .node text", has_text="evaluate").hover(force=True)
+    assert 0 <= page.evaluate(hidden) < before
+    page.close()
+
+
+def test_every_section_can_be_reached_with_the_keyboard(browser: Any, report: Path):
+    page, _ = opened(browser, report / "report.html")
+    links = page.locator("nav a")
+    for i in range(links.count()):
+        target = links.nth(i).get_attribute("href")
+        links.nth(i).focus()
+        page.keyboard.press("Enter")
+        assert page.evaluate("location.hash") == target
+        assert page.locator(target).count() == 1
+    page.close()
+
+
+def test_prints_every_heat_map(browser: Any, report: Path):
+    """What is folded away on the screen is on paper."""
+    page, _ = opened(browser, report / "report.html")
+    height = "document.querySelector('#routing details svg').getBoundingClientRect().height"
+    assert page.evaluate("document.querySelector('#routing details svg').checkVisibility()") is False
+    page.emulate_media(media="print")
+    assert page.evaluate(height) > 50
+    assert page.pdf(format="A4").startswith(b"%PDF")
+    page.close()

@@ -1,0 +1,154 @@
+"""What is seen of a run: lines that say each change once, and a table that fits."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipelines.cli.display import LiveTable, PlainLines, fit, open_display
+from pipelines.runner import StageState
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def state(stage: str, status: str, reason: str = "", seconds: float = 0.0, **progress: Any) -> StageState:
+    return StageState(stage, "0" * 64, "run", status, reason, seconds, progress)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def lines(clock: Clock) -> tuple[PlainLines, io.StringIO]:
+    stream = io.StringIO()
+    return PlainLines(stream, clock), stream
+
+
+def test_each_change_is_one_line(lines: tuple[PlainLines, io.StringIO], clock: Clock) -> None:
+    display, stream = lines
+    reused, waiting = state("tokenizer", "reused"), state("seed", "pending", "never made")
+    display.update([reused, waiting])
+    display.update([reused, waiting])
+    clock.now = 61
+    display.update([reused, replace(waiting, status="running")])
+    clock.now = 75.5
+    display.update([reused, state("seed", "done", "never made", 14.5)])
+    display.update([reused, state("seed", "done", "never made", 14.5)])
+    assert stream.getvalue().splitlines() == [
+        "00:00  tokenizer  reused",
+        "01:01  seed       starts: never made",
+        "01:15  seed       done in 14s",
+    ]
+
+
+def test_training_is_told_every_ten_seconds(lines: tuple[PlainLines, io.StringIO], clock: Clock) -> None:
+    display, stream = lines
+    for second in range(26):
+        clock.now = float(second)
+        display.update(
+            [state("seed", "running", step=100 + second, total_steps=200, loss=3.0, tokens_per_s=41_234.0)]
+        )
+    assert stream.getvalue().splitlines() == [
+        "00:00  seed  starts",
+        "00:10  seed  step 110/200  loss 3.0000  41.2k tokens/s  ETA 1m 30s",
+        "00:20  seed  step 120/200  loss 3.0000  41.2k tokens/s  ETA 1m 20s",
+    ]
+
+
+def test_the_last_loss_is_told_at_the_end(lines: tuple[PlainLines, io.StringIO]) -> None:
+    display, stream = lines
+    display.update([state("seed", "running", step=9, total_steps=10, loss=2.5)])
+    display.update([state("seed", "done", seconds=3)])
+    assert stream.getvalue().endswith("done in 3.0s, loss 2.5000\n")
+
+
+def test_a_failure_is_one_line(lines: tuple[PlainLines, io.StringIO]) -> None:
+    display, stream = lines
+    display.update([state("seed", "failed", "no room\nand a long story", 2)])
+    assert stream.getvalue() == "00:00  seed  failed after 2.0s: no room\n"
+
+
+@pytest.mark.parametrize("junk", [None, "x", [], float("nan"), True])
+def test_figures_that_are_no_numbers_are_left_out(junk: Any, clock: Clock) -> None:
+    stream = io.StringIO()
+    plain, table = PlainLines(stream, clock), live(clock)
+    for second in (0.0, 11.0):
+        clock.now = second
+        states = [state("seed", "running", step=junk, total_steps=junk, loss=junk, tokens_per_s=junk)]
+        plain.update(states)
+        table.update(states)
+    table.close()
+    assert stream.getvalue() == "00:00  seed  starts\n"
+
+
+def live(clock: Clock, width: int = 100, height: int = 40, stream: io.StringIO | None = None) -> LiveTable:
+    console = Console(
+        file=stream or io.StringIO(), width=width, height=height, force_terminal=True, color_system=None
+    )
+    return LiveTable(console, clock)
+
+
+STATES = [
+    state("tokenizer", "reused"),
+    state("seed", "done", seconds=88),
+    state("expert.code", "running", seconds=5, step=30, total_steps=120, loss=5.1234, tokens_per_s=41_234.0),
+    state("expert.law", "failed", "the loss is not finite at step 212"),
+    state("mix.bam", "skipped"),
+    state("report", "pending"),
+]
+
+
+def shown(width: int, height: int = 40) -> list[str]:
+    """The table as it stands when the display closes."""
+    stream, clock = io.StringIO(), Clock()
+    display = live(clock, width, height, stream)
+    display.update(STATES)
+    display.close()
+    last = stream.getvalue().split("stage")[-1]
+    return [line.strip() for line in last.splitlines()]
+
+
+def test_the_table_says_everything() -> None:
+    text = "\n".join(shown(120))
+    assert "▸  expert.code  running" in text
+    assert "━━━━━━━━━━━━ 30/120  5.1234     41.2k" in text
+    assert "✗  expert.law   the loss is not finite at step 212" in text
+    assert "✓  seed         done" in text
+    assert "1m 28s" in text
+
+
+@pytest.mark.parametrize("width", [60, 70, 84, 120])
+def test_the_table_fits_its_terminal(width: int) -> None:
+    rows = shown(width)
+    assert max(map(len, rows)) <= width
+    assert any("expert.code  running" in row and "30/120" in row and "5.1234" in row for row in rows)
+
+
+def test_a_low_terminal_shows_what_matters() -> None:
+    text = "\n".join(shown(100, height=8))
+    assert "expert.code" in text
+    assert "expert.law" in text
+    assert "tokenizer" not in text
+    assert "and 1 reused, 1 done, 1 skipped" in text
+
+
+def test_fit_keeps_the_order_and_counts_the_rest() -> None:
+    kept, hidden = fit(STATES, 5)
+    assert [state.stage for state in kept] == ["expert.code", "expert.law", "mix.bam", "report"]
+    assert hidden == ["reused", "done"]
+    assert fit(STATES, 6) == (STATES, [])
+
+
+def test_a_pipe_gets_lines() -> None:
+    assert isinstance(open_display(io.StringIO()), PlainLines)

@@ -1,0 +1,248 @@
+"""Upcycling: experts are copied to the bit, shared tensors are exact means, little is in memory at once."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from upcycle_models import DENSE, NAMES, InMemory, dense_models, mix
+
+from bam_core.checkpoint import tensor_sha256
+from bam_core.nn.lm import LM, init_weights
+from bam_core.nn.shapes import tensor_shapes
+from bam_core.upcycle.apply import coverage, upcycle
+from bam_core.upcycle.merge import mean
+from bam_core.upcycle.variants import VARIANTS, mixture_config, rules_for
+
+EXPERT_TENSORS = {
+    "bam": {"attn.w_q", "attn.w_k", "attn.w_v", "attn.w_o", "ffn.w_gate", "ffn.w_up", "ffn.w_down"},
+    "bam_shared_kv": {"attn.w_q", "attn.w_o", "ffn.w_gate", "ffn.w_up", "ffn.w_down"},
+    "btx": {"ffn.w_gate", "ffn.w_up", "ffn.w_down"},
+    "soup": set(),
+}
+"""BAM, section 4: which tensors stay experts; everything else is averaged."""
+
+BAM = VARIANTS["bam"]
+BAM_RULES = rules_for(BAM, DENSE.residual, DENSE.tie_embeddings)
+BAM_SHAPES = tensor_shapes(mixture_config(DENSE, NAMES, BAM))
+
+
+# --- what is made
+
+
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+@pytest.mark.parametrize("residual", ["parallel", "sequential"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_experts_are_copied_and_the_rest_is_averaged(
+    variant: str, residual: str, tie_embeddings: bool
+) -> None:
+    config = replace(DENSE, residual=residual, tie_embeddings=tie_embeddings)
+    sources = dense_models(config)
+    mixture = mix(VARIANTS[variant], sources, config)
+
+    assert {name: tuple(tensor.shape) for name, tensor in mixture.items()} == tensor_shapes(
+        mixture_config(config, NAMES, VARIANTS[variant])
+    )
+    for name, tensor in mixture.items():
+        assert tensor.dtype == torch.float32
+        if name.endswith(".router"):
+            continue
+        parents = torch.stack([source.tensors[name] for source in sources.values()])
+        is_expert = name.split(".", 2)[-1] in EXPERT_TENSORS[variant]
+        expected = parents if is_expert else parents.double().mean(0).float()
+        assert torch.equal(tensor, expected), name
+
+
+def test_every_expert_comes_back_to_the_bit() -> None:
+    sources = dense_models(dtype=torch.bfloat16)
+    mixture = mix(BAM, sources)
+    for i, source in enumerate(sources.values()):
+        for name, tensor in source.tensors.items():
+            if mixture[name].shape != tensor.shape:
+                assert torch.equal(mixture[name][i].bfloat16(), tensor), name
+
+
+def test_copy_takes_the_seeds_tensor_and_sets_the_others_aside() -> None:
+    rules = [replace(rule, op="copy") if rule.pattern == "embed.weight" else rule for rule in BAM_RULES]
+    sources = dense_models()
+    sources["law"].tensors["embed.weight"] = torch.zeros(3, 8)
+    del sources["math"].tensors["embed.weight"]
+    target = mixture_config(DENSE, NAMES, BAM)
+    mixture = dict(upcycle(target, rules, sources, seed=0))
+    assert torch.equal(mixture["embed.weight"], sources["general"].tensors["embed.weight"])
+    found = coverage(BAM_SHAPES, rules, sources)
+    assert found.set_aside == {"code": ("embed.weight",), "law": ("embed.weight",), "math": ()}
+    assert found.claims["embed.weight"].op == "copy"
+
+
+def test_copies_of_a_model_make_a_mixture_that_is_the_dense_model() -> None:
+    """Soft gates sum to 1 in both branches, so copies of one model give that model but for rounding."""
+    dense = LM(DENSE)
+    init_weights(dense, seed=1)
+    sources = {name: InMemory(dense.state_dict()) for name in NAMES}
+    soft = replace(BAM, ffn=replace(BAM.ffn, top_k=4))
+    mixture = LM(mixture_config(DENSE, NAMES, soft))
+    mixture.load_state_dict(mix(soft, sources))
+    tokens_BT = torch.arange(12)[None]
+    same = mixture.double()(tokens_BT).hidden_BTD - dense.double()(tokens_BT).hidden_BTD
+    assert same.abs().max() < 1e-12  # float64 rounding of values about 1
+
+
+def test_one_hot_routers_give_the_dense_expert() -> None:
+    """Channel 0 of the residual stream is a constant here, so it can carry logits of +-1e4 for any input."""
+    sources = dense_models()
+    for source in sources.values():
+        for name, tensor in source.tensors.items():
+            if name.endswith("norm.weight"):
+                tensor.fill_(1)
+            elif name == "embed.weight":
+                tensor[:, 0] = 2
+            elif name.endswith(("w_o", "w_down")):
+                tensor[:, 0] = 0
+    target = mixture_config(DENSE, NAMES, BAM)
+    tensors = mix(BAM, sources)
+    tokens_BT = torch.arange(16)[None]
+    for i, source in enumerate(sources.values()):
+        one_hot = {
+            name: source.tensors[name]
+            if tensor.shape == source.tensors.get(name, torch.empty(0)).shape
+            else tensor
+            for name, tensor in tensors.items()
+        }
+        for name in one_hot:
+            if name.endswith(".router"):
+                one_hot[name] = torch.zeros(4, 8)
+                one_hot[name][:, 0] = -1e4
+                one_hot[name][i, 0] = 1e4
+        dense, mixture = LM(DENSE), LM(target)
+        dense.load_state_dict(source.tensors)
+        mixture.load_state_dict(one_hot)
+        expected = dense.double().logits(dense(tokens_BT).hidden_BTD)
+        logits = mixture.double().logits(mixture(tokens_BT).hidden_BTD)
+        assert (logits - expected).abs().max() < 1e-12 * expected.abs().max()
+
+
+# --- routers
+
+
+def test_router_values_depend_on_seed_and_name_only() -> None:
+    sources = dense_models()
+    bam, again, other = mix(BAM, sources), mix(BAM, sources), mix(BAM, sources, seed=1)
+    btx = mix(VARIANTS["btx"], sources)
+    routers = [name for name in bam if name.endswith(".router")]
+    assert len(routers) == 4
+    assert all(torch.equal(bam[name], again[name]) for name in bam)
+    assert not any(torch.equal(bam[name], other[name]) for name in routers)
+    assert len({tensor_sha256(bam[name]) for name in routers}) == 4
+    assert torch.equal(btx["blocks.1.ffn.router"], bam["blocks.1.ffn.router"])
+
+
+def test_random_routers_leave_global_random_state_alone_and_have_the_stated_spread() -> None:
+    before = torch.get_rng_state()
+    wide = replace(DENSE, d_model=512, d_ff=4, vocab_size=2)
+    routers = [
+        tensor for name, tensor in mix(BAM, dense_models(wide), wide).items() if name.endswith(".router")
+    ]
+    values = torch.cat([router.flatten() for router in routers])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert values.std().item() == pytest.approx(0.02, rel=0.05)  # 8192 samples: three sigma are 2.4 %
+    assert abs(values.mean().item()) < 4 * 0.02 / len(values) ** 0.5
+
+
+def test_zero_routers() -> None:
+    mixture = mix(replace(BAM, router_init="zero"), dense_models())
+    assert all(not tensor.any() for name, tensor in mixture.items() if name.endswith(".router"))
+
+
+# --- the mean
+
+
+def test_mean_of_bf16_is_computed_wider() -> None:
+    """1 + 2^-7 is the bf16 above 1: bf16 arithmetic could not hold this sum, nor its quarter."""
+    tensors = [torch.tensor([1.0]), torch.tensor([1.0]), torch.tensor([1.0]), torch.tensor([1 + 2**-7])]
+    assert mean(tensor.bfloat16() for tensor in tensors).tolist() == [1 + 2**-9]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-(2**20), 2**20), min_size=1, max_size=9))
+def test_mean_is_the_exact_mean_rounded_once(numerators: list[int]) -> None:
+    exact = Fraction(sum(numerators), 1024 * len(numerators))
+    found = mean(torch.tensor([value / 1024]) for value in numerators)
+    assert torch.equal(found, torch.tensor([float(exact)]))
+
+
+@settings(deadline=None)
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False), st.integers(1, 9))
+def test_mean_of_equal_tensors_is_that_tensor(value: float, count: int) -> None:
+    tensor = torch.tensor([value], dtype=torch.float32)
+    assert torch.equal(mean(tensor for _ in range(count)), tensor)
+
+
+def test_mean_leaves_its_sources_alone() -> None:
+    source = torch.ones(3, dtype=torch.float64)
+    mean(iter([source, torch.zeros(3)]))
+    assert source.tolist() == [1, 1, 1]
+
+
+# --- provenance and memory
+
+
+def test_provenance_says_where_each_tensor_came_from() -> None:
+    sources = dense_models(dtype=torch.bfloat16)
+    provenance: dict[str, object] = {}
+    made = dict(upcycle(mixture_config(DENSE, NAMES, BAM), BAM_RULES, sources, 0, provenance))
+    assert list(provenance) == list(BAM_SHAPES)
+    for name, op in (("blocks.1.ffn.w_up", "stack"), ("norm.weight", "mean")):
+        assert provenance[name] == {
+            "op": op,
+            "from": [
+                {"expert": expert, "tensor": name, "sha256": tensor_sha256(source.tensors[name])}
+                for expert, source in sources.items()
+            ],
+            "sha256": tensor_sha256(made[name]),
+        }
+    assert provenance["blocks.0.attn.router"] == {
+        "op": "fresh",
+        "from": [],
+        "sha256": tensor_sha256(made["blocks.0.attn.router"]),
+    }
+
+
+@pytest.mark.parametrize("variant", ["bam", "soup"])
+def test_one_source_tensor_and_one_target_tensor_are_alive(variant: str) -> None:
+    sources = dense_models()
+    made: list[weakref.ref[Tensor]] = []
+    most_live = 0
+
+    class Counted(InMemory):
+        def get(self, name: str) -> Tensor:
+            nonlocal most_live
+            tensor = super().get(name)
+            most_live = max(most_live, sum(source.live() for source in counted.values()))
+            assert all(ref() is None for ref in made), "an earlier target tensor is still held"
+            return tensor
+
+    counted = {name: Counted(source.tensors) for name, source in sources.items()}
+    target = mixture_config(DENSE, NAMES, VARIANTS[variant])
+    rules = rules_for(VARIANTS[variant], DENSE.residual, DENSE.tie_embeddings)
+
+    def drained(tensors: Iterator[tuple[str, Tensor]]) -> None:
+        for _, tensor in tensors:
+            made.append(weakref.ref(tensor))
+            del tensor
+
+    gc.disable()  # nothing may wait for the collector
+    try:
+        drained(upcycle(target, rules, counted, 0, provenance={}))
+    finally:
+        gc.enable()
+    assert most_live == 1
+    assert len(made) == len(tensor_shapes(target))
