@@ -140,9 +140,7 @@ def load_model(folder: Path, dtype: torch.dtype | None = None, device: str = "cp
 def _require_tensors(folder: Path, config: ModelConfig, found: Mapping[str, Shape]) -> None:
     wanted = tensor_shapes(config)
     problems = [
-        Problem(name, None, f"is missing; must be {list(wanted[name])}")
-        for name in wanted
-        if name not in found
+        Problem(name, None, f"is missing; must be {list(wanted[name])}") for name in wanted if name not in found
     ]
     for name, shape in found.items():
         if name not in wanted:

@@ -130,7 +130,11 @@ class ModelConfig:
         if self.d_model % self.n_heads:
             yield Problem("n_heads", self.n_heads, f"must divide d_model, {self.d_model}")
         elif self.head_dim % 2:
-            yield Problem("n_heads", self.n_heads, f"gives heads of {self.head_dim}; rotary embedding needs an even size")
+            yield Problem(
+                "n_heads",
+                self.n_heads,
+                f"gives heads of {self.head_dim}; rotary embedding needs an even size",
+            )
         if self.n_heads % self.n_kv_heads:
             yield Problem("n_kv_heads", self.n_kv_heads, f"must divide n_heads, {self.n_heads}")
 
@@ -149,7 +153,9 @@ class ModelConfig:
         """The inverse of `to_json`. Raises InvalidInput for unknown or missing fields and impossible values."""
         known = {field.name for field in fields(cls)}
         required = {"vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "max_seq_len"}
-        problems = [Problem(name, data[name], "unknown field", nearest(name, known)) for name in sorted(data.keys() - known)]
+        problems = [
+            Problem(name, data[name], "unknown field", nearest(name, known)) for name in sorted(data.keys() - known)
+        ]
         problems += [Problem(name, None, "is missing") for name in sorted(required - data.keys())]
         if problems:
             raise InvalidInput(where, problems)
@@ -198,7 +204,11 @@ class TrainConfig:
         wrong = list(_positive_ints(self, ("tokens", "batch_tokens", "seq_len")))
         yield from wrong
         if not wrong and self.batch_tokens % self.seq_len:
-            yield Problem("batch_tokens", self.batch_tokens, f"must be a multiple of the sequence length, {self.seq_len}")
+            yield Problem(
+                "batch_tokens",
+                self.batch_tokens,
+                f"must be a multiple of the sequence length, {self.seq_len}",
+            )
         if not (isfinite(self.lr) and self.lr > 0):
             yield Problem("lr", self.lr, "must be a positive number")
         for name in ("warmup_frac", "min_lr_frac"):

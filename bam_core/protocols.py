@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from bam_core.graph.record import Output, Record
-from bam_core.graph.stage import Resources, Stage
+if TYPE_CHECKING:
+    from bam_core.graph.record import Output, Record
+    from bam_core.graph.stage import Resources, Stage
 
 Metrics = Mapping[str, float]
 
@@ -39,7 +40,7 @@ class Sources(Protocol):
 
 
 class TrainWorker(Protocol):
-    """One process of a worker group, as the training loop sees it. Every rank makes the same calls in the same order."""
+    """One process of a worker group, as the training loop sees it. All ranks make the same calls in the same order."""
 
     rank: int
     world_size: int
@@ -74,7 +75,7 @@ TrainLoop = Callable[[TrainWorker, Mapping[str, Any]], Trained]
 
 
 class Trainer(Protocol):
-    """Runs a training loop on a worker group. Called again for the same artifact it resumes from the last checkpoint."""
+    """Runs a training loop on a worker group. Called again for the same artifact, it resumes from its checkpoint."""
 
     def fit(self, loop: TrainLoop, config: Mapping[str, Any], group: Resources, out: Path) -> Mapping[str, Any]:
         """Returns the loop's result; what rank 0 wrote is then in `out`. A BamError of the loop is raised here."""
@@ -196,7 +197,9 @@ class Tracker(Protocol):
 
     def end_pipeline(self, handle: Mapping[str, Any], status: str) -> None: ...
 
-    def start_stage(self, parent: Mapping[str, Any], stage: Stage, key: str, inputs: Mapping[str, Record]) -> Mapping[str, Any]:
+    def start_stage(
+        self, parent: Mapping[str, Any], stage: Stage, key: str, inputs: Mapping[str, Record]
+    ) -> Mapping[str, Any]:
         """Opens (or reopens, for a resumed attempt) the stage's nested run. Returns a JSON handle."""
         ...
 
@@ -210,7 +213,12 @@ class Tracker(Protocol):
 
 
 class Executor(Protocol):
-    """Runs tasks somewhere. It decides nothing: what may start, and when, is `graph.schedule`."""
+    """Runs tasks somewhere. It decides nothing: what may start, and when, is `graph.schedule`.
+
+    capacity: how many stages are worth running at once where nobody said.
+    """
+
+    capacity: int
 
     def submit(self, stage: Stage, task: Callable[..., Any], *args: Any) -> None:
         """Start `task(*args)`; task is a module-level function and args are picklable."""

@@ -6,7 +6,6 @@ Sent to worker processes, so it holds plain values and a tracker that can be pic
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -29,5 +28,5 @@ class LiveLog:
         with suppress(OSError):
             partial = self.attempt / ".progress.json"
             partial.write_text(json.dumps({"step": step, "at": time.time(), **metrics}))
-            os.replace(partial, self.attempt / "progress.json")
+            partial.replace(self.attempt / "progress.json")
         self.tracker.log(self.handle, step, {name: value for name, value in metrics.items() if name != "total_steps"})

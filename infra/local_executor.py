@@ -29,6 +29,9 @@ class LocalExecutor:
     What such an end interrupts is in the state that `kill -9` leaves, from which the same command continues.
     """
 
+    capacity = 1
+    """One stage at a time: the number of torch's threads, and with it every rounding, belongs to the process."""
+
     def __init__(self) -> None:
         self._ended: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._n_running = 0
@@ -72,14 +75,11 @@ class LocalTrainer:
     inputs: Mapping[str, Path] = field(default_factory=dict)
     log: Callable[[int, Metrics], None] = lambda step, metrics: None
 
-    def fit(
-        self, loop: TrainLoop, config: Mapping[str, Any], group: Resources, out: Path
-    ) -> Mapping[str, Any]:
+    def fit(self, loop: TrainLoop, config: Mapping[str, Any], group: Resources, out: Path) -> Mapping[str, Any]:
         """Raises UsageError for a group of several workers."""
         if group.workers != 1:
             raise UsageError(
-                f"{group.workers} workers: the local executor trains with one; "
-                "use Ray, or set workers: 1 under runtime"
+                f"{group.workers} workers: the local executor trains with one; use Ray, or set workers: 1 under runtime"
             )
         for left in self.checkpoint_root.glob("saving-*"):  # of a process that was killed
             shutil.rmtree(left)

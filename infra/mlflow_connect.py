@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from contextlib import closing
+import tempfile
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -67,12 +68,14 @@ def connect(tracking_uri: str) -> MlflowClient:
     """A client. Raises at once when a SQLite file cannot be opened; a server is asked by the first call."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if (file := sqlite_file(tracking_uri)) is not None:
-        _require_database(file)
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):  # they narrate at INFO, and the tracker says what went wrong
         logging.getLogger(name).setLevel(logging.ERROR)
+    if (file := sqlite_file(tracking_uri)) is not None:
+        if not file.exists():
+            _create_database(file)
+        _require_database(file)
     return MlflowClient(tracking_uri)
 
 
@@ -81,8 +84,23 @@ def _sqlite_uri(file: Path) -> str:
     return SQLITE + str(file).replace("%", "%25").replace("?", "%3F")
 
 
+def _create_database(file: Path) -> None:
+    """Make the schema aside and link it into place, whole.
+
+    MLflow migrates a new file step by step without a lock: two processes at once, or one that is killed, leave
+    it broken for good.
+    """
+    from mlflow import MlflowClient
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=file.parent) as folder:
+        made = Path(folder) / file.name
+        MlflowClient(_sqlite_uri(made)).search_experiments(max_results=1)
+        with suppress(FileExistsError):  # another process was first
+            os.link(made, file)
+
+
 def _require_database(file: Path) -> None:
     # MLflow would try again for a minute and a half before it says that a file is no database.
-    file.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(file, timeout=_LOCK_WAIT_S)) as database:
         database.execute("PRAGMA schema_version")

@@ -34,9 +34,7 @@ _NAME_CHARS, _TAG_CHARS, _PARAM_CHARS = 250, 8000, 6000
 _BAD_NAME_CHARS = re.compile(r"[^\w\-. /:]")
 
 
-def identity_tags(
-    stage: str, key: str, inputs: Mapping[str, Record | InputRef], artifact: str
-) -> dict[str, str]:
+def identity_tags(stage: str, key: str, inputs: Mapping[str, Record | InputRef], artifact: str) -> dict[str, str]:
     """What a run or model is and was made from, for searches."""
     parents = {f"bam.parent.{role}": parent.key for role, parent in inputs.items()}
     return {"bam.stage": stage, "bam.key": key, "bam.artifact": artifact, **parents}
@@ -147,30 +145,20 @@ def condition(tags: Mapping[str, str]) -> str:
     return " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
 
 
-def runs_with(
-    client: MlflowClient, experiment_ids: list[str], tags: Mapping[str, str], status: str
-) -> list[Run]:
+def runs_with(client: MlflowClient, experiment_ids: list[str], tags: Mapping[str, str], status: str) -> list[Run]:
     """Runs with all these tags and a status such as `= 'RUNNING'`, newest first."""
     return list(client.search_runs(experiment_ids, f"{condition(tags)} and attributes.status {status}"))
 
 
 def experiment_ids(client: MlflowClient) -> list[str]:
     """All experiments of ours."""
-    return [
-        found.experiment_id
-        for found in client.search_experiments(filter_string=f"name LIKE '{EXPERIMENTS}%'")
-    ]
+    return [found.experiment_id for found in client.search_experiments(filter_string=f"name LIKE '{EXPERIMENTS}%'")]
 
 
 def retire_vanished_parent(client: MlflowClient, run: Run, parent_id: str | None) -> None:
     """Close the pipeline run of a driver that was killed: it left open a stage that is now another's."""
     old = run.data.tags.get(PARENT_RUN)
-    if (
-        run.info.status == "RUNNING"
-        and old
-        and old != parent_id
-        and client.get_run(old).info.status == "RUNNING"
-    ):
+    if run.info.status == "RUNNING" and old and old != parent_id and client.get_run(old).info.status == "RUNNING":
         client.set_terminated(old, "KILLED")
 
 

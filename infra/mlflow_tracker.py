@@ -41,9 +41,7 @@ RUN_STATUS = {"done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 _log_warning: WarningsSink = logging.getLogger("bam.mlflow").warning
 
 
-def open_tracker(
-    tracking_uri: str | None, store_uri: str, warnings_sink: WarningsSink | None = None
-) -> Tracker:
+def open_tracker(tracking_uri: str | None, store_uri: str, warnings_sink: WarningsSink | None = None) -> Tracker:
     """MLflow at `tracking_uri`, or at the store's own database; without either, none, with one warning."""
     uri = tracking_uri or default_tracking_uri(store_uri)
     if uri is not None:

@@ -86,9 +86,7 @@ def _await_health(server: subprocess.Popen[bytes], host: str, port: int, output:
         if server.poll() is not None or time.monotonic() > deadline:
             output.seek(0)
             lines = output.read().decode(errors="replace").strip().splitlines()
-            raise BamError(
-                "the MLflow server did not start:\n  " + "\n  ".join(lines[-8:] or ["it said nothing"])
-            )
+            raise BamError("the MLflow server did not start:\n  " + "\n  ".join(lines[-8:] or ["it said nothing"]))
         time.sleep(0.2)
 
 

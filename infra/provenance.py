@@ -99,9 +99,7 @@ def mask_values(value: Any) -> Any:
 def names_secret(name: str) -> bool:
     """Whether a word of a name stands for a secret: `hf_token` has one, `tokens` has none."""
     words = [word for word in re.split(r"[^A-Za-z0-9]+", name.lower()) if word]
-    return any(word in _SECRET_WORDS for word in words) or any(
-        pair in _SECRET_PAIRS for pair in pairwise(words)
-    )
+    return any(word in _SECRET_WORDS for word in words) or any(pair in _SECRET_PAIRS for pair in pairwise(words))
 
 
 def _mask_rest(rest: str) -> str:
@@ -119,9 +117,7 @@ def _override() -> dict[str, Any]:
     try:
         given = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UsageError(
-            f"{OVERRIDE}: not JSON ({error}); unset it, or give what `bam submit` captured"
-        ) from error
+        raise UsageError(f"{OVERRIDE}: not JSON ({error}); unset it, or give what `bam submit` captured") from error
     if not isinstance(given, dict):
         raise UsageError(f"{OVERRIDE}: must be a JSON object, not {type(given).__name__}; unset it")
     return given

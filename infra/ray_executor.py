@@ -14,27 +14,22 @@ from typing import Any
 import ray
 
 from bam_core.graph.stage import Stage
+from infra import ray_env
 
 OBJECT_STORE_BYTES = 100 * 1024**2
 """Stages pass URIs, never weights, so the object store stays near Ray's minimum (75 MiB)."""
-QUIET_ENV = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
+MOST_STAGES_AT_ONCE = 16
+"""Each stage that trains costs four processes before its workers do anything."""
 
 
 def start_ray(address: str | None, n_cpus: int, verbose: bool) -> None:
     """Join the cluster at `address`, or start an embedded one with `n_cpus` logical CPUs. Idempotent."""
     if ray.is_initialized():
         return
-    for name, value in QUIET_ENV.items():
-        os.environ.setdefault(name, value)
     common: dict[str, Any] = {
         "log_to_driver": verbose,
         "logging_level": logging.INFO if verbose else logging.ERROR,
-        "runtime_env": {"env_vars": {name: os.environ[name] for name in QUIET_ENV}},
+        "runtime_env": {"env_vars": {name: os.environ[name] for name in ray_env.COMMON if name in os.environ}},
     }
     if address:
         ray.init(address=address, **common)
@@ -54,6 +49,7 @@ class RayExecutor:
         self._owns_ray = not ray.is_initialized()
         start_ray(address, n_cpus or available_cpus(), verbose)
         self._stages: dict[ray.ObjectRef, str] = {}
+        self.capacity = min(MOST_STAGES_AT_ONCE, max(1, int(ray.cluster_resources().get("CPU", 1))))
 
     def submit(self, stage: Stage, task: Callable[..., Any], *args: Any) -> None:
         n_cpus = 0 if stage.resources.trains else stage.resources.cpus
@@ -61,6 +57,8 @@ class RayExecutor:
         self._stages[remote.remote(*args)] = stage.name
 
     def wait(self, timeout_s: float) -> Sequence[tuple[str, Any]]:
+        if not self._stages:
+            return []
         ended, _ = ray.wait(list(self._stages), num_returns=1, timeout=timeout_s)
         return [(self._stages.pop(ref), _result(ref)) for ref in ended]
 

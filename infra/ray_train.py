@@ -1,7 +1,7 @@
 """Ray Train v2 behind the `Trainer` port: one worker group for one artifact.
 
 The run's name holds the artifact's key, so a rerun finds its own checkpoints and no other's (Ray resumes by name,
-silently). A BamError of the loop is returned, not raised, in the workers: Ray would retry what can only fail again.
+silently). A BamError of the loop is returned from the workers, not raised: Ray would retry what can only fail again.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ class RayTrainer:
             ),
         ).fit()
         returned = result.return_value
-        if "error" in returned:
-            raise getattr(errors, returned["error"], errors.BamError)(returned["message"])
+        if isinstance(returned, errors.BamError):
+            raise returned
         with result.checkpoint.as_directory() as folder:
             shutil.copytree(Path(folder) / OUTPUT_FOLDER, out, dirs_exist_ok=True)
-        return returned["result"]
+        return returned
 
 
 def require_room(group: Resources, nodes: list[dict[str, Any]]) -> None:
@@ -121,7 +121,7 @@ class _RayWorker:
             ray.train.report({}, checkpoint=ray.train.Checkpoint(folder), checkpoint_dir_name=name)
 
 
-def _worker(setup: dict[str, Any]) -> dict[str, Any]:
+def _worker(setup: dict[str, Any]) -> dict[str, Any] | errors.BamError:
     """What runs in each worker process."""
     trainer: RayTrainer = setup["trainer"]
     worker = _RayWorker(trainer, setup["cpus"])
@@ -129,11 +129,11 @@ def _worker(setup: dict[str, Any]) -> dict[str, Any]:
     with capture_output(log_file) if trainer.log_dir.is_dir() else nullcontext():
         newest = worker.resume_dir()
         if newest is not None and (newest / RESULT_FILE).exists():
-            return {"result": json.loads((newest / RESULT_FILE).read_text())}
+            return json.loads((newest / RESULT_FILE).read_text())
         try:
             trained = setup["loop"](worker, setup["config"])
         except errors.BamError as error:
-            return {"error": type(error).__name__, "message": str(error)}
+            return error
 
         def write(folder: Path) -> None:
             (folder / OUTPUT_FOLDER).mkdir()
@@ -141,4 +141,4 @@ def _worker(setup: dict[str, Any]) -> dict[str, Any]:
             (folder / RESULT_FILE).write_text(json.dumps(dict(trained.result)))
 
         worker.finish(write)
-        return {"result": dict(trained.result)}
+        return dict(trained.result)

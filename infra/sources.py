@@ -49,18 +49,13 @@ def _checked(spec: Spec) -> tuple[Kind, Spec]:
     """The row and the spec with its defaults. Raises InvalidInput with everything wrong."""
     name = spec.get("kind")
     if name not in KINDS:
-        raise InvalidInput(
-            "source", [Problem("kind", name, "is not a kind of source", nearest(str(name), KINDS))]
-        )
+        raise InvalidInput("source", [Problem("kind", name, "is not a kind of source", nearest(str(name), KINDS))])
     kind = KINDS[name]
     known = {"kind", *kind.needs, *kind.takes}
     problems = [
-        Problem(key, spec[key], f"unknown key of {name}", nearest(key, known))
-        for key in sorted(spec.keys() - known)
+        Problem(key, spec[key], f"unknown key of {name}", nearest(key, known)) for key in sorted(spec.keys() - known)
     ]
-    problems += [
-        Problem(key, None, f"is missing: {name} needs it") for key in sorted(kind.needs - spec.keys())
-    ]
+    problems += [Problem(key, None, f"is missing: {name} needs it") for key in sorted(kind.needs - spec.keys())]
     documents = spec.get("documents", 1)
     if isinstance(documents, bool) or not isinstance(documents, int) or documents < 1:
         problems.append(Problem("documents", documents, "must be a whole number of at least 1"))
@@ -88,9 +83,7 @@ def _generated() -> Kind:
     """Text that is a function of numbers: they are its identity."""
 
     def digest(spec: Spec) -> str:
-        return combined(
-            f"{spec['kind']} {exercises.VERSION}", [f"{spec['documents']} of seed {spec['seed']}"]
-        )
+        return combined(f"{spec['kind']} {exercises.VERSION}", [f"{spec['documents']} of seed {spec['seed']}"])
 
     def read(spec: Spec) -> Iterator[Document]:
         return exercises.read_exercises(spec["documents"], spec["seed"])
@@ -128,9 +121,7 @@ def _hub() -> Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "python-docs": _installed(
-        python_text.VERSION, python_text.documentation_files, python_text.read_documentation
-    ),
+    "python-docs": _installed(python_text.VERSION, python_text.documentation_files, python_text.read_documentation),
     "python-code": _installed(python_text.VERSION, python_text.library_files, python_text.read_code),
     "python-licences": _installed(licences.VERSION, licences.licence_files, licences.read_licences),
     "generated-math": _generated(),

@@ -38,9 +38,7 @@ _KEY = re.compile(rf"[0-9a-f]{{{KEY12},}}")
 class ArtifactStore:
     """clock: seconds since the epoch. lease_ttl_s: how long a lease outlives the last sign of its owner."""
 
-    def __init__(
-        self, uri: str, *, clock: Callable[[], float] = time.time, lease_ttl_s: float = 30.0
-    ) -> None:
+    def __init__(self, uri: str, *, clock: Callable[[], float] = time.time, lease_ttl_s: float = 30.0) -> None:
         self._storage = Storage(uri)
         self.uri = self._storage.uri
         self._clock = clock
@@ -217,9 +215,7 @@ class ArtifactStore:
             self._storage.get(f"{folder}/{output.path}", file)
         to.mkdir(parents=True, exist_ok=True)
         if hash_outputs(to) != tuple(sorted(record.outputs, key=lambda output: output.path)):
-            raise ArtifactDamaged(
-                f"{record.stage}@{key12(record.key)}: downloaded files differ from their record"
-            )
+            raise ArtifactDamaged(f"{record.stage}@{key12(record.key)}: downloaded files differ from their record")
 
 
 def hash_outputs(folder: Path) -> tuple[Output, ...]:

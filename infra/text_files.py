@@ -67,9 +67,7 @@ def find_files(path: Any) -> list[TextFile]:
         raise _unreadable(path, error) from error
     if not found:
         is_glob = any(character in path for character in "*?[")
-        raise InvalidInput(
-            "source", [Problem("path", path, "matches no file" if is_glob else "no such file")]
-        )
+        raise InvalidInput("source", [Problem("path", path, "matches no file" if is_glob else "no such file")])
     return [TextFile(fs, match) for match in found]
 
 

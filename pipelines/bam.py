@@ -1,6 +1,6 @@
 """The whole method as a DAG on one screen: what is built from what.
 
-    text -> tokenizer -> data.<domain> -> seed -> expert.<domain> -> mix.<variant> -> train.<variant> -> evaluate -> report
+    tokenizer -> data.<domain> -> seed -> expert.<domain> -> mix.<variant> -> train.<variant> -> evaluate -> report
 
 Branch-Attend-Mix (BAM, section 4): branch the seed into one dense expert per domain, then initialise attention and FFN
 experts of a mixture from them. The general domain's expert is the seed itself: no training, no copy.
@@ -35,7 +35,9 @@ def _stages(recipe: Recipe, digests: Mapping[str, str]) -> Iterator[Stage]:
     start = {"init_seed": child_seed(recipe.seed, "init"), "model": recipe.dense_config().to_json()}
     yield _training(recipe, "seed", {"tokenizer": "tokenizer"}, seed, start)
     for domain in recipe.specialists:
-        yield _training(recipe, f"expert.{domain}", {"seed": "seed"}, recipe.expert_training(domain), {"domain": domain})
+        yield _training(
+            recipe, f"expert.{domain}", {"seed": "seed"}, recipe.expert_training(domain), {"domain": domain}
+        )
 
     phases = mixture_phases(recipe)
     for name in recipe.variants:
@@ -56,7 +58,7 @@ def experts(recipe: Recipe) -> dict[str, str]:
 def model_configs(recipe: Recipe) -> dict[str, ModelConfig]:
     """Stage name -> the model that it makes."""
     dense = recipe.dense_config()
-    models = {stage: dense for stage in experts(recipe).values()}
+    models = dict.fromkeys(experts(recipe).values(), dense)
     if recipe.dense:
         models["dense"] = dense
     for name in recipe.variants:
@@ -87,7 +89,11 @@ def variant(recipe: Recipe, name: str) -> Variant:
 def _tokenizer(recipe: Recipe, digests: Mapping[str, str]) -> Stage:
     spec = recipe.tokenizer
     if spec.kind == "file":
-        config: dict[str, Any] = {"kind": "file", "vocab_size": spec.vocab_size, "digest": digests["tokenizer"]}
+        config: dict[str, Any] = {
+            "kind": "file",
+            "vocab_size": spec.vocab_size,
+            "digest": digests["tokenizer"],
+        }
         return _stage("tokenizer", config, {}, {"path": spec.path})
     domains = spec.domains or list(recipe.domains)
     config = {

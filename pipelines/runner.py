@@ -11,15 +11,26 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from bam_core.errors import BamError, LeaseHeld, StageFailed
-from bam_core.graph.plan import Decision
+from bam_core.errors import ArtifactDamaged, BamError, LeaseHeld, StageFailed
+from bam_core.graph.plan import Decision, rebuilt_input
 from bam_core.graph.record import Record, artifact_digest
 from bam_core.graph.schedule import Schedule
 from bam_core.graph.stage import Pipeline, Stage
-from bam_core.protocols import Executor, Lease, Metrics, Sources, StageContext, StageFunction, Store, Tracker, Trainer
+from bam_core.protocols import (
+    Executor,
+    Lease,
+    Metrics,
+    Sources,
+    StageContext,
+    StageFunction,
+    Store,
+    Tracker,
+    Trainer,
+)
 
 LiveFigures = Callable[[int, Metrics], None]
 POLL_S = 0.25
@@ -71,14 +82,15 @@ class RunResult:
 class StageJob:
     """All that another process needs to run one stage: plain values, picklable.
 
-    inputs: role -> (stage, key). redo: an existing artifact is made again (forced, or below a forced stage).
+    inputs: role -> (stage, key). replaces: when the record that the plan wants made again was written; any other
+    record was made by another run meanwhile, and is as good as ours.
     """
 
     stage: Stage
     key: str
     payload: Mapping[str, Any]
     inputs: Mapping[str, tuple[str, str]]
-    redo: bool
+    replaces: float | None
     owner: str
     provenance: Mapping[str, Any]
     tracking: Mapping[str, Any]
@@ -127,19 +139,30 @@ def run_stage_job(job: StageJob, services: Services) -> StageEnd:
 
 
 def _acquire_or_reuse(job: StageJob, store: Store) -> Lease | Record:
-    """The lease, or the record that appeared while another run held it."""
+    """The lease, or the record that another run made since the plan."""
     while True:
-        if not job.redo and (made := store.record(job.stage.name, job.key)) is not None:
+        if (made := _made_meanwhile(job, store)) is not None:
             return made
         try:
             lease = store.acquire(job.stage.name, job.key, job.owner)
         except LeaseHeld:
             time.sleep(POLL_S)
             continue
-        if not job.redo and (made := store.record(job.stage.name, job.key)) is not None:
+        if (made := _made_meanwhile(job, store)) is not None:
             lease.release()
             return made
         return lease
+
+
+def _made_meanwhile(job: StageJob, store: Store) -> Record | None:
+    try:
+        record = store.record(job.stage.name, job.key)
+        if record is None or record.ended == job.replaces:
+            return None
+        inputs = {role: _input_record(store, role, parent) for role, parent in job.inputs.items()}
+    except ArtifactDamaged:
+        return None
+    return record if rebuilt_input(record, inputs) is None else None
 
 
 def _attempt(job: StageJob, services: Services, lease: Lease) -> Record:
@@ -245,18 +268,19 @@ class PipelineRun:
         store: Store,
         display: Display,
         *,
-        max_parallel: int,
-        fail_fast: bool,
+        fail_fast: bool = False,
     ) -> None:
-        self._pipeline, self._jobs, self._store, self._display = pipeline, jobs, store, display
-        self._schedule = Schedule(pipeline, decisions, max_parallel, fail_fast=fail_fast)
+        self._jobs, self._store, self._display = jobs, store, display
+        self._new_schedule = partial(Schedule, pipeline, decisions, fail_fast=fail_fast)
+        self._schedule = self._new_schedule(max_parallel=1)
         self._decisions = {decision.stage: decision for decision in decisions}
         self._clock: dict[str, tuple[float, float | None]] = {}
         self._ends: dict[str, StageEnd] = {}
         self._errors: dict[str, str] = {}
 
-    def run(self, executor: Executor, task: Task) -> str:
+    def run(self, executor: Executor, task: Task, max_parallel: int) -> str:
         """Run to the end of what can be run. Returns `done` or `failed`."""
+        self._schedule = self._new_schedule(max_parallel=max_parallel)
         try:
             while not self._schedule.finished:
                 for stage in self._schedule.startable():
@@ -288,7 +312,13 @@ class PipelineRun:
         reason = self._errors.get(decision.stage, decision.reason)
         progress = self._store.progress(decision.stage, decision.key) if status == "running" else None
         return StageState(
-            decision.stage, decision.key, decision.action, status, reason, self._seconds(decision.stage), progress or {}
+            decision.stage,
+            decision.key,
+            decision.action,
+            status,
+            reason,
+            self._seconds(decision.stage),
+            progress or {},
         )
 
     def _status(self, decision: Decision) -> str:

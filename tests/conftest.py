@@ -1,7 +1,33 @@
-"""One thread per test process unless a test says otherwise: tiny models are faster so, and results repeat."""
+"""What the tests share: one Ray for the whole session, one thread each, no deadline for hypothesis."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+settings.register_profile("bam", deadline=None)  # a loaded machine is not a wrong answer
+settings.load_profile("bam")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """An embedded Ray with two CPUs, quiet."""
+    from infra import ray_env
+
+    ray_env.prepare(verbose=False)
+    import ray
+
+    from infra.ray_executor import start_ray
+
+    # The tests' own task functions are imported by name in Ray's processes, which inherit this environment.
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent / "infra")
+    start_ray(None, n_cpus=2, verbose=False)
+    yield
+    ray.shutdown()

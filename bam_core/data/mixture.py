@@ -63,9 +63,7 @@ class DomainMixture:
         for domain in np.unique(domains):
             here = domains == domain
             epochs, positions = np.divmod(nth[here], len(self._rows[domain]))
-            found = [
-                self._permutation(int(domain), int(e))[p] for e, p in zip(epochs, positions, strict=True)
-            ]
+            found = [self._permutation(int(domain), int(e))[p] for e, p in zip(epochs, positions, strict=True)]
             indices[here] = found
         return domains, indices
 
@@ -94,9 +92,7 @@ class DomainMixture:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue where `state()` was taken. Raises ArtifactDamaged if it belongs to another mixture."""
         if state.get("mixture") != self._identity() or not isinstance(state.get("rows_seen"), int):
-            raise ArtifactDamaged(
-                f"data cursor {dict(state)} does not belong to the mixture {self._identity()}"
-            )
+            raise ArtifactDamaged(f"data cursor {dict(state)} does not belong to the mixture {self._identity()}")
         self.rows_seen = state["rows_seen"]
 
     def _identity(self) -> dict[str, Any]:
@@ -143,9 +139,7 @@ def period_table(weights: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _share_problems(rows: Mapping[str, ShardedRows], shares: Mapping[str, float]) -> Iterator[Problem]:
-    if not all(
-        np.isfinite(share) and (share == 0 or share >= 1 / LONGEST_PERIOD) for share in shares.values()
-    ):
+    if not all(np.isfinite(share) and (share == 0 or share >= 1 / LONGEST_PERIOD) for share in shares.values()):
         yield Problem("", dict(shares), f"each share must be 0 or at least {1 / LONGEST_PERIOD:g}")
     elif abs(sum(shares.values()) - 1) > SUM_TOLERANCE:
         yield Problem("", dict(shares), f"shares must sum to 1, not {sum(shares.values()):g}")

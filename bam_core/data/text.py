@@ -56,9 +56,8 @@ def split(documents: Iterable[Document], valid_frac: float, max_bytes: int | Non
         (valid if fits else train).append(document)
         filled += size * fits
     if filled < FEWEST_VALID * target:
-        shortest = min(
-            range(len(train)), key=lambda i: size_bytes([train[i]])
-        )  # all are longer than what is left
+        # Each document of train is longer than what is left to fill, or it would have fitted.
+        shortest = min(range(len(train)), key=lambda i: size_bytes([train[i]]))
         head, train[shortest] = _cut(train[shortest], target - filled)
         valid.append(head)
     train, valid = [[document for document in part if document.text] for part in (train, valid)]

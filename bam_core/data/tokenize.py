@@ -58,11 +58,10 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_str(definition)
         except Exception as error:  # the library raises bare Exception
             raise _invalid(where, f"must be a tokenizer.json: {error}") from error
-        self._tokenizer.encode_special_tokens = (
-            True  # "<|endoftext|>" inside a document is text like any other
-        )
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        # "<|endoftext|>" inside a document is text like any other.
+        self._tokenizer.encode_special_tokens = True
         if not _is_byte_level(json.loads(definition)):
             raise _invalid(where, "must be a byte-level tokenizer; others do not keep every byte of the text")
         end_ids = [self._tokenizer.token_to_id(name) for name in END_TOKENS]
@@ -91,9 +90,7 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, with nothing added in front or behind."""
-        return [
-            encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        ]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids; special tokens have none. Bytes of a cut character read as U+FFFD."""

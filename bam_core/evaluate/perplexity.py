@@ -55,7 +55,7 @@ class DomainScore:
 
 
 def spread_indices(n_rows: int, n_wanted: int) -> NDArray[np.int64]:
-    """`n_wanted` row numbers spread evenly over the whole set, or all of them: every model is scored on the same rows."""
+    """`n_wanted` row numbers spread evenly over the whole set, or all: every model is scored on the same rows."""
     n_wanted = min(n_rows, n_wanted)
     return (np.arange(n_wanted) * n_rows) // max(1, n_wanted)
 

@@ -1,4 +1,4 @@
-"""Where a mixture sends what: per layer and expert, the mean gate and the fraction of tokens; how sharp the routers are.
+"""Where a mixture sends what: per layer and expert, mean gate and fraction of tokens; how sharp the routers are.
 
 Definitions: `mean_gate[e]` = mean over tokens of expert e's gate value (its weight in the sum, 0 where not chosen);
 `fraction[e]` = share of the token-to-expert assignments that expert e got (sums to 1); `entropy` = mean over tokens of

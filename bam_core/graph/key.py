@@ -38,9 +38,7 @@ def canonical_json(value: Any) -> str:
 
 def stage_payload(stage: Stage, input_keys: Mapping[str, str]) -> dict[str, Any]:
     """All that defines the stage's result, as plain JSON. input_keys: role -> key of what fills it."""
-    assert set(input_keys) == set(stage.inputs), (
-        f"{stage.name}: {sorted(input_keys)} != {sorted(stage.inputs)}"
-    )
+    assert set(input_keys) == set(stage.inputs), f"{stage.name}: {sorted(input_keys)} != {sorted(stage.inputs)}"
     payload = {
         "schema": KEY_SCHEMA,
         "stage": stage.name,
@@ -145,9 +143,7 @@ def _plain(value: Any, path: str) -> Any:
             for name in value:
                 if not isinstance(name, str):
                     raise UnstableValue(f"{path or 'value'}: the key {name!r} is not a string")
-            return {
-                str(name): _plain(item, f"{path}.{name}" if path else name) for name, item in value.items()
-            }
+            return {str(name): _plain(item, f"{path}.{name}" if path else name) for name, item in value.items()}
         case list() | tuple():
             return [_plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
     raise UnstableValue(

@@ -101,10 +101,7 @@ def lineage(records: Iterable[Record], key: str, direction: Direction = "up") ->
     kept = [edge for edge in edges if edge.parent in wanted and edge.child in wanted]
     order = {node: (level, node) for node, level in levels(wanted, kept).items()}
     leaves = _leaves(known.values())
-    nodes = (
-        _node(known[node]) if node in known else leaves[node]
-        for node in sorted(wanted, key=order.__getitem__)
-    )
+    nodes = (_node(known[node]) if node in known else leaves[node] for node in sorted(wanted, key=order.__getitem__))
     kept.sort(key=lambda edge: (order[edge.child], order[edge.parent], edge.role))
     return Graph(root, tuple(nodes), tuple(kept))
 
@@ -133,9 +130,7 @@ def levels(nodes: Iterable[NodeId], edges: Iterable[Edge]) -> dict[NodeId, int]:
     while len(level) < len(parents):
         ready = [node for node in parents if node not in level and parents[node] <= level.keys()]
         if not ready:
-            raise UsageError(
-                "the records of this store contradict each other: an artifact is among its own ancestors"
-            )
+            raise UsageError("the records of this store contradict each other: an artifact is among its own ancestors")
         level |= {node: 1 + max((level[parent] for parent in parents[node]), default=-1) for node in ready}
     return level
 

@@ -38,11 +38,11 @@ def to_mermaid(graph: Graph) -> str:
     ids = {node.id: f"n{number}" for number, node in enumerate(graph.nodes)}
     lines = ["flowchart LR"]
     for node in graph.nodes:
-        label = _mermaid_text(f"{node.stage}@{node.key[:12]}" + (" (missing)" if node.missing else ""))
+        label = _mermaid_text(_short(node.id) + " (missing)" * node.missing)
         lines.append(f'  {ids[node.id]}["{label}"]')
     for edge in graph.edges:
         arrow = "-.->" if edge.replaced else "-->"
-        label = "" if edge.role == edge.parent[0] else f'|"{_mermaid_text(edge.role)}"|'
+        label = "" if edge.role in (edge.parent[0], "source") else f'|"{_mermaid_text(edge.role)}"|'
         lines.append(f"  {ids[edge.parent]} {arrow}{label} {ids[edge.child]}")
     lines.append(f"  style {ids[graph.root]} stroke-width:3px")
     return "\n".join(lines)
@@ -57,7 +57,7 @@ def to_html(graph: Graph) -> str:
         *_edge_paths(graph, places),
         *(_box(node, places[node.id], node.id == graph.root) for node in graph.nodes),
     ]
-    title = escape(f"{graph.root[0]}@{graph.root[1][:12]}")
+    title = escape(_short(graph.root))
     box = f'viewBox="0 0 {width} {height}" role="img" aria-label="Lineage of {title}"'
     facts = json.dumps(graph.to_json()["nodes"]).replace("<", "\\u003c").replace("&", "\\u0026")
     values = {
@@ -88,26 +88,27 @@ def _tree(edges: tuple[Edge, ...], ends: Callable[[Edge], tuple[NodeId, NodeId]]
     return tree
 
 
-def _branches(
-    start: NodeId, tree: _Tree, nodes: dict[NodeId, Node], shown: set[NodeId], indent: str
-) -> Iterator[str]:
+def _branches(start: NodeId, tree: _Tree, nodes: dict[NodeId, Node], shown: set[NodeId], indent: str) -> Iterator[str]:
     branches = tree.get(start, [])
     for number, (end, edge) in enumerate(branches):
         last = number == len(branches) - 1
         role = "" if edge.role in (edge.parent[0], "source") else f"{edge.role}: "
-        note = "  (replaced since)" if edge.replaced else ""
+        note = ["(replaced since)"] * edge.replaced
         prefix = f"{indent}{'└─ ' if last else '├─ '}{role}"
         if end in shown:
-            above = "  (above)" if end in tree else ""
-            yield f"{prefix}{end[0]}@{end[1][:12]}{above}{note}"
+            yield "  ".join([f"{prefix}{_short(end)}", *note, *["(above)"] * (end in tree)])
             continue
         shown.add(end)
-        yield f"{prefix}{_line(nodes[end])}{note}"
+        yield "  ".join([f"{prefix}{_short(end)}", *note, *_facts(nodes[end])])
         yield from _branches(end, tree, nodes, shown, indent + ("   " if last else "│  "))
 
 
 def _line(node: Node) -> str:
-    return "  ".join([f"{node.stage}@{node.key[:12]}", *_facts(node)])
+    return "  ".join([_short(node.id), *_facts(node)])
+
+
+def _short(node: NodeId) -> str:
+    return f"{node[0]}@{node[1][:12]}"
 
 
 def _facts(node: Node) -> Iterator[str]:
@@ -144,9 +145,7 @@ def _places(graph: Graph) -> dict[NodeId, tuple[int, int]]:
     for sweep in range(_SWEEPS):
         near = _near(graph.edges, parents=sweep % 2 == 0)
         for column in columns if sweep % 2 == 0 else reversed(columns):
-            middles = {
-                node: _middle([row[end] for end in near.get(node, []) if end in row]) for node in column
-            }
+            middles = {node: _middle([row[end] for end in near.get(node, []) if end in row]) for node in column}
             column.sort(key=lambda node, at=middles: at[node])  # type: ignore[misc]
             first = (tallest - len(column)) / 2
             row |= {node: first + number for number, node in enumerate(column)}

@@ -117,23 +117,17 @@ class _Planner:
             return self._decision(stage, "reuse", "none", "done")
         for name in self.made_inputs(stage):
             if self.decided[name].action == "blocked":
-                return self._decision(
-                    stage, "blocked", "input", f"needs {name}, {self._how_to_unblock(name)}"
-                )
+                return self._decision(stage, "blocked", "input", f"needs {name}, {self._how_to_unblock(name)}")
         return self._decision(stage, "run", *why)
 
     def made_inputs(self, stage: Stage) -> list[str]:
         """The stages that fill the inputs, without the roles that are given."""
-        return list(
-            dict.fromkeys(p for role, p in stage.inputs.items() if (stage.name, role) not in self.given)
-        )
+        return list(dict.fromkeys(p for role, p in stage.inputs.items() if (stage.name, role) not in self.given))
 
     def _decision(self, stage: Stage, action: Action, cause: str, reason: str) -> Decision:
         after = (name for name in self.made_inputs(stage) if self.decided[name].action != "reuse")
         idle = action in ("reuse", "blocked")
-        return Decision(
-            stage.name, self.keys[stage.name], action, reason, cause, () if idle else tuple(after)
-        )
+        return Decision(stage.name, self.keys[stage.name], action, reason, cause, () if idle else tuple(after))
 
     def _bounded(self, stage: Stage, why: tuple[str, str] | None) -> Decision:
         """A stage outside the selection: reused as it is, or missing."""
@@ -186,7 +180,6 @@ class _Planner:
     def _input_records(self, stage: Stage) -> dict[str, Record]:
         """Role -> the record that fills it now, where there is one."""
         records = {
-            role: self.given.get((stage.name, role), self.facts[parent].record)
-            for role, parent in stage.inputs.items()
+            role: self.given.get((stage.name, role), self.facts[parent].record) for role, parent in stage.inputs.items()
         }
         return {role: record for role, record in records.items() if record is not None}

@@ -16,11 +16,7 @@ def resolve(ref: str, records: Iterable[Record]) -> Record:
     by_model = [record for record in records if record.mlflow.get("model_id") == ref]
     found = by_model or [record for record in records if record.stage == name]
     if not found:
-        hint = (
-            nearest(name, {record.stage for record in records})
-            if records
-            else "the store holds no artifact yet"
-        )
+        hint = nearest(name, {record.stage for record in records}) if records else "the store holds no artifact yet"
         raise UsageError(f"{ref!r} names no artifact: {hint}")
     if not at or prefix == "latest":
         return found[-1]

@@ -47,9 +47,7 @@ class Schedule:
     def startable(self) -> list[Stage]:
         """The stages to start now, in the pipeline's order; those that wait for another run come last."""
         room = self._max_parallel - self._count("running")
-        ready = [
-            name for name, status in self._status.items() if status == "pending" and self._is_ready(name)
-        ]
+        ready = [name for name, status in self._status.items() if status == "pending" and self._is_ready(name)]
         ready.sort(key=lambda name: self._decisions[name].action == "wait")
         return [self._stages[name] for name in ready[: max(0, room)]]
 
@@ -83,9 +81,7 @@ class Schedule:
         """Skip what waits for something that will never be done; decisions are in the pipeline's order."""
         skipped: list[str] = []
         for name, status in self._status.items():
-            lost = any(
-                self._status[parent] in ("failed", "skipped") for parent in self._decisions[name].after
-            )
+            lost = any(self._status[parent] in ("failed", "skipped") for parent in self._decisions[name].after)
             if status == "pending" and lost:
                 skipped += self._skip([name])
         return skipped

@@ -56,9 +56,7 @@ class Pipeline:
                 raise UsageError(f"stage {stage.name!r} is defined twice")
             for role, parent in stage.inputs.items():
                 if parent not in seen:
-                    raise UsageError(
-                        f"stage {stage.name!r}, input {role!r}: no earlier stage is named {parent!r}"
-                    )
+                    raise UsageError(f"stage {stage.name!r}, input {role!r}: no earlier stage is named {parent!r}")
             seen.add(stage.name)
 
     def __iter__(self) -> Iterator[Stage]:

@@ -47,9 +47,7 @@ class Cache:
     ) -> None:
         shape = (batch, capacity, n_cached_heads(config), config.head_dim)
         self.layers = [
-            LayerCache(
-                torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)
-            )
+            LayerCache(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
             for _ in range(config.n_layers)
         ]
 

@@ -63,11 +63,13 @@ def cache_bytes_per_token(config: ModelConfig, bytes_per_value: int = 2) -> int:
 
 
 def training_bytes(config: ModelConfig, dtype: str = "bf16") -> int:
-    """Bytes of training state: weights, gradients, master weights and two Adam moments. No activations.
+    """Bytes of training state; activations come on top.
 
-    16 per parameter in bf16 (2+2+4+4+4) and fp32 (4+4+4+4: the weights are their own master), 32 in fp64.
+    Per parameter a working weight and its gradient in `dtype`; and a master weight, its gradient and two Adam
+    moments in float32, or float64 for fp64.
     """
-    return params_total(config) * {"bf16": 16, "fp32": 16, "fp64": 32}[dtype]
+    working, master = {"bf16": (2, 4), "fp32": (4, 4), "fp64": (8, 8)}[dtype]
+    return params_total(config) * (2 * working + 4 * master)
 
 
 def _matrices(config: ModelConfig) -> tuple[int, int, int]:

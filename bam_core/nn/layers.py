@@ -48,10 +48,8 @@ def rotary_tables(
     The result is shared between calls: never write to it.
     Source: RoFormer (Su et al. 2021), Eq. 15, in the "half" pairing of GPT-NeoX and Llama.
     """
-    with (
-        torch.inference_mode(False),
-        torch.no_grad(),
-    ):  # a table first made for inference must serve training too
+    # A table first made for inference must serve training too.
+    with torch.inference_mode(False), torch.no_grad():
         channel = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device)
         inverse_frequency = 1.0 / (theta ** (channel / head_dim))
         angle = torch.outer(torch.arange(seq_len, dtype=torch.float32, device=device), inverse_frequency)

@@ -5,7 +5,6 @@ Logits are a call of their own, so that a trainer can take them for a part of th
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from math import sqrt
 
@@ -16,6 +15,7 @@ from bam_core.config import ModelConfig
 from bam_core.nn.attention import Cache
 from bam_core.nn.block import Block, LayerRouting
 from bam_core.nn.layers import Norm, Vocabulary, rotary_tables
+from bam_core.seeds import child_seed
 
 __all__ = ["LM", "LayerRouting", "Output", "child_seed", "init_weights"]
 
@@ -49,9 +49,7 @@ class LM(nn.Module):
         end = start + tokens_BT.shape[1]
         assert end <= config.max_seq_len, f"{end} positions; max_seq_len is {config.max_seq_len}"
         x_BTD = self.embed.embed(tokens_BT)
-        cos, sin = rotary_tables(
-            config.max_seq_len, config.head_dim, config.rope_theta, x_BTD.dtype, x_BTD.device
-        )
+        cos, sin = rotary_tables(config.max_seq_len, config.head_dim, config.rope_theta, x_BTD.dtype, x_BTD.device)
         rotary = (cos[start:end], sin[start:end])
         routing = []
         for i, block in enumerate(self.blocks):
@@ -93,11 +91,4 @@ def init_weights(model: LM, seed: int) -> None:
         else:
             std = 1 / sqrt(parameter.shape[-1])
         generator = torch.Generator().manual_seed(child_seed(seed, name))
-        parameter.copy_(
-            torch.empty(parameter.shape, dtype=torch.float32).normal_(0, std, generator=generator)
-        )
-
-
-def child_seed(seed: int, name: str) -> int:
-    """A seed for one named use, independent of all others: 63 bits of sha256."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") >> 1
+        parameter.copy_(torch.empty(parameter.shape, dtype=torch.float32).normal_(0, std, generator=generator))

@@ -37,9 +37,7 @@ class MixtureOfAttention(nn.Module):
         self.w_o = empty(n, rows, d)
         self.router = empty(n, d)
 
-    def forward(
-        self, x_BTD: Tensor, rotary: Rotary, cache: LayerCache | None = None
-    ) -> tuple[Tensor, Routing]:
+    def forward(self, x_BTD: Tensor, rotary: Rotary, cache: LayerCache | None = None) -> tuple[Tensor, Routing]:
         routing = GATES[self.experts.gate](router_logits(x_BTD, self.router), self.experts.top_k)
         heads = (*x_BTD.shape[:2], -1, self.head_dim)
         q_BTHC = apply_rotary(F.linear(x_BTD, self.w_q.flatten(0, 1)).view(heads), *rotary)

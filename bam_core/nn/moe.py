@@ -67,12 +67,8 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
         routing = GATES[self.experts.gate](router_logits(x_BTD, self.router), self.experts.top_k)
         counts_E = expert_counts(routing)
-        order_M = routing.experts_NK.flatten().argsort(
-            stable=True
-        )  # M = B*T*K pairs of a token and a chosen expert
-        inverse_M = torch.empty_like(order_M).scatter_(
-            0, order_M, torch.arange(len(order_M), device=order_M.device)
-        )
+        order_M = routing.experts_NK.flatten().argsort(stable=True)  # M = B*T*K pairs of a token and a chosen expert
+        inverse_M = torch.empty_like(order_M).scatter_(0, order_M, torch.arange(len(order_M), device=order_M.device))
         x_BTKD = x_BTD.unsqueeze(2).expand(-1, -1, self.experts.top_k, -1)
         x_MD = permute_rows(x_BTKD.reshape(-1, x_BTD.shape[-1]), order_M, inverse_M)
         h_MF = F.silu(grouped_linear(x_MD, self.w_gate, counts_E)) * grouped_linear(x_MD, self.w_up, counts_E)

@@ -47,7 +47,9 @@ class Pace:
     log_every_s: float = 1.0
 
 
-def train(model: LM, batches: Batches, config: TrainConfig, worker: TrainWorker, pace: Pace) -> tuple[Optimizer, Progress]:
+def train(
+    model: LM, batches: Batches, config: TrainConfig, worker: TrainWorker, pace: Pace
+) -> tuple[Optimizer, Progress]:
     """Train `model` in place and return its master weights (in the optimizer) and the history.
 
     Resumes from the worker's newest checkpoint. Raises TrainingDiverged, with the step, on a loss that is not finite or
@@ -95,7 +97,9 @@ def _remember(progress: Progress, config: TrainConfig, figures: Mapping[str, flo
     if progress.step % every == 0 or progress.step == config.n_steps:
         n_steps = progress.sums.pop("steps")
         means = {name: total / n_steps for name, total in progress.sums.items()}
-        progress.history.append({"step": progress.step, "tokens": progress.step * config.batch_tokens, "lr": lr} | means)
+        progress.history.append(
+            {"step": progress.step, "tokens": progress.step * config.batch_tokens, "lr": lr} | means
+        )
         progress.sums.clear()
 
 
@@ -113,7 +117,16 @@ class _Meter:
         if elapsed_s < self._every_s and progress.step < self._config.n_steps:
             return
         tokens_per_s = self._steps * self._config.batch_tokens / max(elapsed_s, 1e-9)
-        last = {name: value for name, value in progress.history[-1].items() if name not in ("step", "tokens")} if progress.history else {}
-        live = last | {"loss": loss, "lr": lr, "tokens_per_s": tokens_per_s, "total_steps": self._config.n_steps}
+        last = (
+            {name: value for name, value in progress.history[-1].items() if name not in ("step", "tokens")}
+            if progress.history
+            else {}
+        )
+        live = last | {
+            "loss": loss,
+            "lr": lr,
+            "tokens_per_s": tokens_per_s,
+            "total_steps": self._config.n_steps,
+        }
         self._worker.log(progress.step, live | {"tokens": progress.step * self._config.batch_tokens})
         self._since, self._steps = time.monotonic(), 0

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bam_core.config import TrainConfig
 
+
 def learning_rate(step: int, config: TrainConfig) -> float:
     """Learning rate of step `step` (from 0): linear warm-up from lr/n to lr, then cosine to `min_lr_frac * lr`.
 
@@ -69,7 +70,10 @@ class Optimizer:
         self.groups = [FlatGroup(named, master_dtype) for named in (decayed, plain) if named]
         decays = [config.weight_decay if group.params[0].ndim >= 2 else 0.0 for group in self.groups]
         self._adamw = torch.optim.AdamW(
-            [{"params": [group.master], "weight_decay": decay} for group, decay in zip(self.groups, decays, strict=True)],
+            [
+                {"params": [group.master], "weight_decay": decay}
+                for group, decay in zip(self.groups, decays, strict=True)
+            ],
             lr=config.lr,
             betas=(config.beta1, config.beta2),
             eps=1e-8,

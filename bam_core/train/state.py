@@ -43,6 +43,8 @@ def load_state(folder: Path, optimizer: Optimizer) -> Progress:
         tensors = load_file(folder / _TENSORS)
         progress = Progress(**facts)
     except Exception as error:
-        raise ArtifactDamaged(f"{folder}: not a whole checkpoint ({error}); remove it to train from the start") from error
+        raise ArtifactDamaged(
+            f"{folder}: not a whole checkpoint ({error}); remove it to train from the start"
+        ) from error
     optimizer.load(tensors)
     return progress

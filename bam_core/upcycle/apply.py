@@ -19,8 +19,8 @@ from torch import Generator, Tensor
 from bam_core.checkpoint import TensorSource, tensor_sha256
 from bam_core.config import ModelConfig
 from bam_core.errors import InvalidInput, Problem, nearest
-from bam_core.nn.lm import child_seed
 from bam_core.nn.shapes import Shape, tensor_shapes
+from bam_core.seeds import child_seed
 from bam_core.upcycle.merge import MERGES
 from bam_core.upcycle.router_init import INITS
 from bam_core.upcycle.rules import Rule
@@ -36,9 +36,7 @@ class Coverage:
     set_aside: Mapping[str, tuple[str, ...]]
 
 
-def coverage(
-    target: Mapping[str, Shape], rules: Sequence[Rule], sources: Mapping[str, TensorSource]
-) -> Coverage:
+def coverage(target: Mapping[str, Shape], rules: Sequence[Rule], sources: Mapping[str, TensorSource]) -> Coverage:
     """Match rules, targets and sources completely. Raises InvalidInput listing all that does not match."""
     problems = list(_rule_problems(rules, target))
     claims: dict[str, Rule] = {}
@@ -54,9 +52,7 @@ def coverage(
         raise InvalidInput("upcycling", problems)
     copied = tuple(name for name, rule in claims.items() if rule.op == "copy")
     _, *others = sources
-    set_aside = {
-        expert: tuple(name for name in copied if name in sources[expert].names()) for expert in others
-    }
+    set_aside = {expert: tuple(name for name in copied if name in sources[expert].names()) for expert in others}
     return Coverage(claims, set_aside)
 
 
@@ -65,9 +61,7 @@ def _rule_problems(rules: Sequence[Rule], target: Mapping[str, Shape]) -> Iterat
         if rule.op not in OPS:
             yield Problem(rule.pattern, rule.op, f"must be one of {', '.join(OPS)}", nearest(rule.op, OPS))
         if rule.op == "fresh" and rule.init not in INITS:
-            yield Problem(
-                rule.pattern, rule.init, f"must be one of {', '.join(INITS)}", nearest(rule.init, INITS)
-            )
+            yield Problem(rule.pattern, rule.init, f"must be one of {', '.join(INITS)}", nearest(rule.init, INITS))
         if not any(rule.claims(name) for name in target):
             yield Problem(rule.pattern, rule.op, "matches no tensor of the target")
 

@@ -70,9 +70,7 @@ class Variant:
                 yield from (problem.under(part) for problem in spec.problems())
         if self.router_init not in ROUTER_INITS:
             remedy = nearest(str(self.router_init), ROUTER_INITS)
-            yield Problem(
-                "router_init", self.router_init, f"must be one of {', '.join(ROUTER_INITS)}", remedy
-            )
+            yield Problem("router_init", self.router_init, f"must be one of {', '.join(ROUTER_INITS)}", remedy)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

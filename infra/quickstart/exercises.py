@@ -57,9 +57,7 @@ def addition(random: Random) -> str:
     for place, (x, y) in enumerate(zip(reversed(f"{a:0{width}}"), reversed(f"{b:0{width}}"), strict=True)):
         total = int(x) + int(y) + carry
         carried = f" + {carry}" if carry else ""
-        lines.append(
-            f"Column {place + 1}: {x} + {y}{carried} = {total}, write {total % 10}, carry {total // 10}."
-        )
+        lines.append(f"Column {place + 1}: {x} + {y}{carried} = {total}, write {total % 10}, carry {total // 10}.")
         carry = total // 10
     return "\n".join([*lines, f"So {a} + {b} = {a + b}.\n"])
 

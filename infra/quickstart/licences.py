@@ -18,18 +18,9 @@ VERSION = 1
 """Raised when the same files would give other text."""
 
 PACKAGES = (
-    *(
-        "aiohappyeyeballs",
-        "aiohttp",
-        "botocore",
-        "certifi",
-        "databricks_sdk",
-        "fonttools",
-        "gitdb",
-        "kiwisolver",
-    ),
-    *("matplotlib", "multiprocess", "numpy", "pandas", "pillow", "pyarrow", "scikit_learn", "scipy", "sympy"),
-    *("torch", "tqdm"),
+    *("aiohappyeyeballs", "aiohttp", "botocore", "certifi", "databricks_sdk", "fonttools", "gitdb"),
+    *("kiwisolver", "matplotlib", "multiprocess", "numpy", "pandas", "pillow", "pyarrow"),
+    *("scikit_learn", "scipy", "sympy", "torch", "tqdm"),
 )
 """Those of this project's dependencies that have a passage of their own. A fixed list, so that installing
 something else beside them does not make this another text."""
@@ -45,18 +36,16 @@ SHORTEST_DOCUMENT = 200
 
 def licence_files(site: Path | None = None, library: Path | None = None) -> list[Path]:
     """Python's own licence and those in the packages' metadata, sorted by path."""
-    site = site or Path(sysconfig.get_path("purelib"))
+    sites = {site} if site else {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
     own = [(library or standard_library()) / "LICENSE.txt"]
-    metadata = [folder for name in PACKAGES for folder in site.glob(f"{name}-*.dist-info")]
+    metadata = [folder for site in sites for name in PACKAGES for folder in site.glob(f"{name}-*.dist-info")]
     named = [path for folder in metadata for path in folder.rglob("*") if LICENCE.search(path.name)]
     return [path for path in own + sorted(named) if path.is_file()]
 
 
 def read_licences(site: Path | None = None, library: Path | None = None) -> Iterator[Document]:
     """Passages of about DOCUMENT_CHARS characters."""
-    texts = {
-        path.read_bytes().decode("utf-8", errors="replace"): path for path in licence_files(site, library)
-    }
+    texts = {path.read_bytes().decode("utf-8", errors="replace"): path for path in licence_files(site, library)}
     seen: set[tuple[str, ...]] = set()
     for text in sorted(texts):
         passages = _passages(_unseen_paragraphs(text.replace("\r\n", "\n"), seen))

@@ -81,13 +81,9 @@ def _only_answers_on_stdout(wanted: bool) -> Iterator[None]:
 
 _COMMON = (
     click.option("--store", metavar="URI", help="Where artifacts live. [BAM_STORE; default ./bam_store]"),
-    click.option(
-        "--tracking-uri", metavar="URI", help="MLflow. [MLFLOW_TRACKING_URI; default SQLite in the store]"
-    ),
+    click.option("--tracking-uri", metavar="URI", help="MLflow. [MLFLOW_TRACKING_URI; default SQLite in the store]"),
     click.option("--address", metavar="ADDRESS", help="A Ray cluster. [RAY_ADDRESS; default a local Ray]"),
-    click.option(
-        "--executor", type=click.Choice(["ray", "local"]), help="Where stages run. [BAM_EXECUTOR; ray]"
-    ),
+    click.option("--executor", type=click.Choice(["ray", "local"]), help="Where stages run. [BAM_EXECUTOR; ray]"),
     click.option("--json", "as_json", is_flag=True, help="One JSON value on standard output."),
     click.option("-v", "--verbose", is_flag=True, help="Everything that Ray and others have to say."),
 )
@@ -122,9 +118,7 @@ def with_session(command: Callable[..., int | None]) -> Callable[..., Any]:
 
 def _session(given: Mapping[str, Any]) -> Session:
     typed = {name: given[name] for name in _ENVIRONMENT if given[name]}
-    values = {
-        name: os.environ[variable] for name, variable in _ENVIRONMENT.items() if os.environ.get(variable)
-    } | typed
+    values = {name: os.environ[variable] for name, variable in _ENVIRONMENT.items() if os.environ.get(variable)} | typed
     if values.get("executor", "ray") not in ("ray", "local"):
         raise UsageError(f"BAM_EXECUTOR={values['executor']!r}: must be ray or local")
     return Session(**values, json=bool(given["as_json"]), verbose=bool(given["verbose"]), typed=typed)
@@ -142,9 +136,7 @@ class _Commands(click.Group):
         return list(self.commands)
 
 
-@click.group(
-    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
-)
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="bam", prog_name="bam")
 @common_options
 @click.pass_context
@@ -194,6 +186,4 @@ def _unexpected(error: Exception, verbose: bool) -> None:
     with tempfile.NamedTemporaryFile("w", prefix="bam-", suffix=".log", delete=False) as log:
         traceback.print_exception(error, file=log)
     reason = str(error).splitlines()[0] if str(error) else ""
-    click.echo(
-        f"bam: unexpected {type(error).__name__}: {reason} (traceback: {Path(log.name)}, or -v)", err=True
-    )
+    click.echo(f"bam: unexpected {type(error).__name__}: {reason} (traceback: {Path(log.name)}, or -v)", err=True)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -44,7 +45,9 @@ class Row:
 @click.argument("stage", required=False)
 @with_session
 def list_artifacts(session: Session, stage: str | None) -> None:
-    """Every artifact of the store; with STAGE (a glob such as 'expert.*'), those alone."""
+    """Every artifact of the store, or those of STAGE.
+
+    STAGE may be a glob such as 'expert.*'."""
     rows = [row for row in listing(_store(session), time.time()) if fnmatchcase(row.stage, stage or "*")]
     session.answer([asdict(row) for row in rows], lambda: _listing_text(rows) if rows else "nothing yet")
 
@@ -81,9 +84,7 @@ def _listing_text(rows: Iterable[Row]) -> str:
             "" if row.age_s is None else text.duration(row.age_s),
             "" if row.seconds is None else text.duration(row.seconds),
             "" if row.size_bytes is None else text.size(row.size_bytes),
-            str(row.metrics["error"]).splitlines()[0]
-            if row.metrics.get("error")
-            else text.metrics(row.metrics),
+            str(row.metrics["error"]).splitlines()[0] if row.metrics.get("error") else text.metrics(row.metrics),
         ]
         for row in rows
     ]
@@ -112,20 +113,17 @@ def record_text(record: Record, uri: str) -> str:
         *((f"mlflow {name}", str(value)) for name, value in record.mlflow.items()),
     ]
     outputs = [[output.path, text.size(output.size), output.sha256[:12]] for output in record.outputs]
-    inputs = [
-        [role, f"{given.stage}@{key12(given.key)}", given.digest[:12]]
-        for role, given in record.inputs.items()
-    ]
-    parts = [click.style(f"{record.stage}@{key12(record.key)}", bold=True), _pairs(head)]
-    parts += ["inputs", text.table(["role", "artifact", "digest"], inputs)] if inputs else []
-    parts += ["outputs", text.table(["file", "size", "sha256"], outputs, right=(1,))]
-    parts += (
-        ["metrics", _pairs((name, text.number(value)) for name, value in record.metrics.items())]
-        if record.metrics
-        else []
-    )
-    parts += ["config", json.dumps(record.payload.get("config", {}), indent=2, default=str)]
-    parts += ["provenance", _pairs((name, _short(value)) for name, value in record.provenance.items())]
+    inputs = [[role, f"{given.stage}@{key12(given.key)}", given.digest[:12]] for role, given in record.inputs.items()]
+    sections = {
+        "inputs": text.table(["role", "artifact", "digest"], inputs) if inputs else "",
+        "outputs": text.table(["file", "size", "sha256"], outputs, right=(1,)),
+        "metrics": _pairs((name, text.number(value)) for name, value in record.metrics.items()),
+        "config": json.dumps(record.payload.get("config", {}), indent=2, default=str),
+        "provenance": _pairs((name, _short(value)) for name, value in record.provenance.items()),
+    }
+    parts = [click.style(f"{record.stage}@{key12(record.key)}", bold=True), indent(_pairs(head), "  ")]
+    for title, body in sections.items():
+        parts += ["", click.style(title, bold=True), indent(body, "  ")] if body else []
     return "\n".join(parts)
 
 
@@ -138,7 +136,7 @@ def _short(value: Any) -> str:
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
     rows = [(name, value) for name, value in pairs]
     width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join(f"  {click.style(name.ljust(width), dim=True)}  {value}" for name, value in rows)
+    return "\n".join(f"{click.style(name.ljust(width), dim=True)}  {value}" for name, value in rows)
 
 
 @click.command()
@@ -173,13 +171,7 @@ def _nested(stage: str, key: str, role: str, known: Known, opened: set[tuple[str
 
 def _branches(node: Mapping[str, Any], known: Known, stem: str, turn: str) -> Iterator[str]:
     record = known.get((node["stage"], node["key"]))
-    note = (
-        "gone from the store"
-        if record is None
-        else "as above"
-        if node["as_above"]
-        else text.metrics(record.metrics)
-    )
+    note = "gone from the store" if record is None else "as above" if node["as_above"] else text.metrics(record.metrics)
     yield f"{stem}{turn}{node['stage']} " + click.style(f"@{key12(node['key'])}  {note}".rstrip(), dim=True)
     below = stem + {"": "", "├─ ": "│  ", "└─ ": "   "}[turn]
     for index, inner in enumerate(node["inputs"]):
@@ -191,7 +183,9 @@ def _branches(node: Mapping[str, Any], known: Known, stem: str, turn: str) -> It
 @click.argument("dest", required=False)
 @with_session
 def get(session: Session, ref: str, dest: str | None) -> None:
-    """Copy an artifact, a folder of it or one file to DEST; `-` writes one file to standard output."""
+    """Copy an artifact, or a part of it, to DEST.
+
+    DEST `-` writes one file to standard output. Nothing that exists is overwritten."""
     name, _, path = ref.partition(":")
     store = _store(session)
     record = resolve(name, store.records())
@@ -199,16 +193,12 @@ def get(session: Session, ref: str, dest: str | None) -> None:
     folder = store.localize(record)
     if dest == "-":
         if len(wanted) > 1:
-            raise UsageError(
-                f"{ref!r} holds {len(wanted)} files: only one file can be written to standard output"
-            )
+            raise UsageError(f"{ref!r} holds {len(wanted)} files: only one file can be written to standard output")
         sys.stdout.buffer.write((folder / wanted[0][0].path).read_bytes())
         return
     target = _destination(dest, path.strip("/") or f"{record.stage}-{key12(record.key)}")
     is_file = wanted[0][1] == ""
-    files = [
-        (folder / output.path, target / rest if not is_file else target, output) for output, rest in wanted
-    ]
+    files = [(folder / output.path, target / rest if not is_file else target, output) for output, rest in wanted]
     taken = [str(to) for _, to, _ in files if to.exists()]
     if taken:
         raise UsageError(f"{taken[0]} exists already: nothing was written; give another DEST")
@@ -253,16 +243,14 @@ def _copy(source: Path, to: Path, output: Output) -> None:
         digest = hashlib.file_digest(copy, "sha256").hexdigest()
     if digest != output.sha256:
         to.unlink()
-        raise ArtifactDamaged(
-            f"{output.path}: has sha256 {digest[:12]}, its record says {output.sha256[:12]}"
-        )
+        raise ArtifactDamaged(f"{output.path}: has sha256 {digest[:12]}, its record says {output.sha256[:12]}")
 
 
 @click.command()
 @click.argument("ref")
 @with_session
 def verify(session: Session, ref: str) -> int:
-    """Hash every file of REF again and compare with its record."""
+    """Hash every file of REF again; compare with its record."""
     store = _store(session)
     record = resolve(ref, store.records())
     faults = store.verify(record)

@@ -62,24 +62,20 @@ class Figures:
 
 
 class Watch:
-    """Remembers each stage's figures: after its end the driver has none to tell."""
+    """Reads figures out of states, and from their pace the time to go."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._last: dict[str, Figures] = {}
         self._first: dict[str, tuple[float, float]] = {}
 
     def look(self, state: StageState) -> Figures:
-        """The newest figures of a stage, with seconds to go."""
+        """What the driver tells of a stage now. Of an ended one that is nothing, or its last figures."""
         names = ("step", "total_steps", "loss", "tokens_per_s")
         values = {name: _number(state.progress.get(name)) for name in names}
-        if any(value is not None for value in values.values()):
-            self._last[state.stage] = Figures(**values, eta_s=self._eta_s(state.stage, **values))
-        return self._last.get(state.stage, Figures())
+        eta_s = self._eta_s(state.stage, values["step"], values["total_steps"])
+        return Figures(**values, eta_s=eta_s)
 
-    def _eta_s(
-        self, stage: str, step: float | None, total_steps: float | None, **_: float | None
-    ) -> float | None:
+    def _eta_s(self, stage: str, step: float | None, total_steps: float | None, **_: float | None) -> float | None:
         if step is None or total_steps is None:
             return None
         now = self._clock()
@@ -169,6 +165,7 @@ class LiveTable:
         self._console.print(words, markup=False, highlight=False)
 
     def close(self) -> None:
+        self._live.transient = not self._states
         self._live.stop()
 
     def _render(self) -> RenderableType:
@@ -213,9 +210,7 @@ def _table(width: int) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(
-        box=box.SIMPLE_HEAD, header_style="dim", border_style="dim", pad_edge=False, padding=(0, 1, 0, 0)
-    )
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", border_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
     widths = {"": 1, "stage": 30, "state": max(10, width - 76), "progress": 30}
     for name, most in widths.items():
         table.add_column(name, no_wrap=True, max_width=most)

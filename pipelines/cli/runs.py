@@ -27,19 +27,13 @@ STATUS = {"done": 0, "failed": 1, "interrupted": INTERRUPTED}
 _set = click.option(
     "--set", "sets", metavar="KEY=VALUE", multiple=True, help="Override a key, e.g. phases.seed.lr=1e-3."
 )
-_only = click.option(
-    "--only", metavar="STAGE", multiple=True, help="These stages alone; globs such as 'expert.*' too."
-)
+_only = click.option("--only", metavar="STAGE", multiple=True, help="These stages alone; globs such as 'expert.*' too.")
 _from = click.option(
     "--from", "from_", metavar="STAGE", multiple=True, help="This stage and all that is built from it."
 )
-_until = click.option(
-    "--until", metavar="STAGE", multiple=True, help="This stage and all that it is built from."
-)
+_until = click.option("--until", metavar="STAGE", multiple=True, help="This stage and all that it is built from.")
 _force = click.option("--force", metavar="STAGE", multiple=True, help="Make it again even if it is done.")
-_max_parallel = click.option(
-    "--max-parallel", type=click.IntRange(min=1), metavar="N", help="Stages at once at most."
-)
+_max_parallel = click.option("--max-parallel", type=click.IntRange(min=1), metavar="N", help="Stages at once at most.")
 
 
 @click.command()
@@ -69,7 +63,7 @@ def run(
     dry_run: bool,
     keep_going: bool,
 ) -> int:
-    """Make everything that RECIPE describes; what is done already is reused."""
+    """Make all that RECIPE describes, reusing what is done."""
     selection, loaded = Selection(only, from_, until, force), _load(recipe, sets)
     from pipelines import wiring
     from pipelines.cli.display import open_display
@@ -79,9 +73,7 @@ def run(
         return _show_plan(session, wiring.make_plan(loaded, settings, selection))
     display = open_display(session.progress_stream())
     try:
-        result = wiring.run(
-            loaded, settings, selection, display, keep_going=keep_going, max_parallel=max_parallel
-        )
+        result = wiring.run(loaded, settings, selection, display, keep_going=keep_going, max_parallel=max_parallel)
     finally:
         display.close()
     options = {
@@ -111,7 +103,7 @@ def plan(
     until: tuple[str, ...],
     force: tuple[str, ...],
 ) -> int:
-    """What `bam run` would do: each stage with action and reason, each model with size and cost."""
+    """What `bam run` would do, why, and what it costs."""
     selection, loaded = Selection(only, from_, until, force), _load(recipe, sets)
     from pipelines import wiring
 
@@ -121,16 +113,14 @@ def plan(
 @click.command()
 @click.argument("name")
 @click.argument("recipe")
-@click.option(
-    "--input", "inputs", metavar="ROLE=REF", multiple=True, help="Fill an input with another artifact."
-)
+@click.option("--input", "inputs", metavar="ROLE=REF", multiple=True, help="Fill an input with another artifact.")
 @click.option("--with-deps", is_flag=True, help="Make the inputs that are not there.")
 @_set
 @with_session
 def stage(
     session: Session, name: str, recipe: str, inputs: tuple[str, ...], with_deps: bool, sets: tuple[str, ...]
 ) -> int:
-    """Make one stage of RECIPE on its own, such as `expert.law`."""
+    """Make one stage of RECIPE, such as `expert.law`."""
     given, loaded = _inputs(inputs), _load(recipe, sets)
     from pipelines import wiring
     from pipelines.cli.display import open_display
@@ -161,9 +151,7 @@ def _inputs(items: Sequence[str]) -> dict[str, str]:
     for item in items:
         role, equals, ref = item.partition("=")
         if not (equals and role and ref):
-            problems.append(
-                Problem("--input", item, "must read role=REF", "for example --input seed=seed@latest")
-            )
+            problems.append(Problem("--input", item, "must read role=REF", "for example --input seed=seed@latest"))
         elif role in given:
             problems.append(Problem("--input", item, f"{role} is filled twice", "keep one"))
         given[role] = ref
@@ -219,16 +207,10 @@ def _left_to_force(force: Sequence[str], result: RunResult) -> list[str]:
     return [name for name in left if any(fnmatchcase(name, pattern) for pattern in force)]
 
 
-def _command(
-    name: str, arguments: Sequence[str], options: Mapping[str, Sequence[str] | bool], session: Session
-) -> str:
+def _command(name: str, arguments: Sequence[str], options: Mapping[str, Sequence[str] | bool], session: Session) -> str:
     words = ["bam", name, *arguments]
     for option, values in options.items():
-        words += (
-            ([option] if values else [])
-            if isinstance(values, bool)
-            else [w for v in values for w in (option, v)]
-        )
+        words += ([option] if values else []) if isinstance(values, bool) else [w for v in values for w in (option, v)]
     for option, value in (session.typed or {}).items():
         if "@" not in value:  # may hold a password; the environment is the place for it
             words += [f"--{option.replace('_', '-')}", value]
@@ -243,9 +225,7 @@ def _perplexity(session: Session, result: RunResult) -> dict[str, Any] | None:
             store = wiring.open_store(session.settings())
             try:
                 record = store.record(stage.stage, stage.key)
-                return (
-                    json.loads((store.localize(record) / "perplexity.json").read_text()) if record else None
-                )
+                return json.loads((store.localize(record) / "perplexity.json").read_text()) if record else None
             except (
                 ArtifactDamaged,
                 OSError,

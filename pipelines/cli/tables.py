@@ -44,9 +44,7 @@ def _models_text(models: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for name, model in models.items():
         cells = [
-            ""
-            if model.get(column) is None
-            else (text.size if "bytes" in column else text.count)(model[column])
+            "" if model.get(column) is None else (text.size if "bytes" in column else text.count)(model[column])
             for column in columns
         ]
         rows.append([name, *cells])
@@ -59,13 +57,11 @@ def perplexity_text(perplexity: Mapping[str, Any]) -> str:
     models = perplexity["models"]
     domains = list(dict.fromkeys(domain for model in models.values() for domain in model["domains"]))
     values = {
-        name: [model["domains"].get(domain, {}).get("perplexity") for domain in domains]
-        + [model["average_perplexity"]]
+        name: [model["domains"].get(domain, {}).get("perplexity") for domain in domains] + [model["average_perplexity"]]
         for name, model in models.items()
     }
     best = [
-        min((row[i] for row in values.values() if row[i] is not None), default=None)
-        for i in range(len(domains) + 1)
+        min((row[i] for row in values.values() if row[i] is not None), default=None) for i in range(len(domains) + 1)
     ]
     rows = [
         [

@@ -62,10 +62,14 @@ def number(value: Any) -> str:
     return count(value) if abs(value) >= 10_000 or isinstance(value, int) else f"{value:.4g}"
 
 
+_FIRST = ("loss", "train_tokens", "params_total", "train_documents")
+
+
 def metrics(values: Mapping[str, Any], limit: int = 3) -> str:
-    """The first few figures on one line."""
-    plain = [(name, value) for name, value in values.items() if isinstance(value, int | float)]
-    return "  ".join(f"{name} {number(value)}" for name, value in plain[:limit])
+    """A few figures on one line, those that people look for first."""
+    names = [name for name in _FIRST if name in values] + [name for name in values if name not in _FIRST]
+    plain = [name for name in names if isinstance(values[name], int | float)]
+    return "  ".join(f"{name} {number(values[name])}" for name in plain[:limit])
 
 
 def styled(word: str) -> str:

@@ -8,7 +8,7 @@ import click
 
 from bam_core.errors import UsageError
 from pipelines.cli.app import Session, with_session
-from pipelines.cli.text import styled
+from pipelines.cli.text import styled, table
 
 
 @click.command()
@@ -24,7 +24,9 @@ from pipelines.cli.text import styled
 )
 @with_session
 def lineage(session: Session, ref: str, up: bool, down: bool, form: str) -> None:
-    """What exactly made REF. `bam lineage sync` rebuilds MLflow's view from the records."""
+    """What exactly made REF, or what REF has made.
+
+    `bam lineage sync` rebuilds MLflow's view from the records."""
     from pipelines import wiring
 
     settings = session.settings()
@@ -45,13 +47,11 @@ def lineage(session: Session, ref: str, up: bool, down: bool, form: str) -> None
 
 
 @click.command()
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=5000, show_default=True, help="0 takes a free one."
-)
+@click.option("--port", type=click.IntRange(0, 65535), default=5000, show_default=True, help="0 takes a free one.")
 @click.option("--open", "open_browser", is_flag=True, help="Open a browser.")
 @with_session
 def ui(session: Session, port: int, open_browser: bool) -> None:
-    """MLflow on 127.0.0.1 over this store's tracking database."""
+    """MLflow on 127.0.0.1 over this store's tracking data."""
     from pipelines import wiring
 
     wiring.serve_ui(session.settings(), port, open_browser)
@@ -70,9 +70,7 @@ def ui(session: Session, port: int, open_browser: bool) -> None:
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @with_session
-def generate(
-    session: Session, ref: str, prompt: str, max_new_tokens: int, temperature: float, seed: int
-) -> None:
+def generate(session: Session, ref: str, prompt: str, max_new_tokens: int, temperature: float, seed: int) -> None:
     """Continue PROMPT with the model REF."""
     from pipelines import wiring
 
@@ -94,15 +92,11 @@ def doctor(session: Session) -> int:
     checks = wiring.doctor(session.settings())
 
     def words() -> str:
-        width = max((len(check.name) for check in checks), default=0)
-        lines = []
+        rows = []
         for check in checks:
-            lines.append(
-                f"{styled('done' if check.ok else 'failed'):<8} {check.name:<{width}}  {check.detail}"
-            )
-            if not check.ok and check.remedy:
-                lines.append(f"{'':<8} {'':<{width}}  {check.remedy}")
-        return "\n".join(lines)
+            rows.append([styled("done" if check.ok else "failed"), check.name, check.detail])
+            rows += [["", "", check.remedy]] if check.remedy and not check.ok else []
+        return table(["state", "check", "found"], rows)
 
     session.answer([asdict(check) for check in checks], words)
     return 0 if all(check.ok for check in checks) else 1

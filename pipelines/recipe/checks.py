@@ -76,9 +76,7 @@ def _domains(recipe: Recipe) -> Iterator[Problem]:
         return
     yield from _names("domains", recipe.domains)
     for name in RESERVED_DOMAINS & recipe.domains.keys():
-        yield Problem(
-            f"domains.{name}", name, "means something else in a phase's data", "choose another name"
-        )
+        yield Problem(f"domains.{name}", name, "means something else in a phase's data", "choose another name")
     if len(recipe.domains) < 2:
         wanted = "a mixture needs at least two: the general domain first, then one for each expert"
         yield Problem("domains", list(recipe.domains), wanted)
@@ -146,17 +144,13 @@ def _training(phase: Phase, recipe: Recipe, here: str) -> Iterator[Problem]:
         if name in fields and fields[name] is None and name not in {"tokens", "batch_tokens"}:
             fields[name] = 1.0 if name == "lr" else field.default  # a hole: stand in for it
     seq_len = recipe.model.max_seq_len if recipe.model else None
-    shares = (
-        phase.data if isinstance(phase.data, Mapping) and None not in phase.data.values() else {"all": 1.0}
-    )
+    shares = phase.data if isinstance(phase.data, Mapping) and None not in phase.data.values() else {"all": 1.0}
     config = TrainConfig(**fields, shares=shares, seq_len=seq_len)
     for problem in config.problems():
         if problem.path != "seq_len":
             yield replace(problem, path=re.sub(r"^shares", "data", problem.path)).under(here)
     if phase.tokens and phase.batch_tokens and 0 < phase.tokens < phase.batch_tokens:
-        yield Problem(
-            f"{here}.tokens", phase.tokens, f"must be at least one batch, {phase.batch_tokens} tokens"
-        )
+        yield Problem(f"{here}.tokens", phase.tokens, f"must be at least one batch, {phase.batch_tokens} tokens")
 
 
 def _share_names(phase: Phase, domains: Mapping[str, Any], path: str) -> Iterator[Problem]:
@@ -166,9 +160,7 @@ def _share_names(phase: Phase, domains: Mapping[str, Any], path: str) -> Iterato
         if share is None:
             continue
         if name == "own" and not is_expert:
-            yield Problem(
-                f"{path}.own", share, "only phases.expert has a domain of its own", "name the domain"
-            )
+            yield Problem(f"{path}.own", share, "only phases.expert has a domain of its own", "name the domain")
         elif name not in known:
             yield Problem(join(path, name), share, "is not a domain", nearest(name, known))
 

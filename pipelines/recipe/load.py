@@ -25,9 +25,7 @@ SHIPPED = Path(__file__).parent.parent / "recipes"
 
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that come with bam: `quickstart`, `paper/...`."""
-    return {
-        path.relative_to(SHIPPED).with_suffix("").as_posix(): path for path in sorted(SHIPPED.rglob("*.yaml"))
-    }
+    return {path.relative_to(SHIPPED).with_suffix("").as_posix(): path for path in sorted(SHIPPED.rglob("*.yaml"))}
 
 
 def load_recipe(name_or_path: str, sets: Sequence[str] = ()) -> Recipe:
@@ -40,9 +38,7 @@ def load_recipe(name_or_path: str, sets: Sequence[str] = ()) -> Recipe:
             where, [Problem("", str(path), "is empty", "start from a shipped recipe, such as quickstart")]
         )
     if not isinstance(document, dict):
-        raise InvalidInput(
-            where, [Problem("", document, "must be a mapping of keys such as name, domains and model")]
-        )
+        raise InvalidInput(where, [Problem("", document, "must be a mapping of keys such as name, domains and model")])
     document = _unshared(document)
     problems += apply_sets(document, sets)
     return recipe_from(document, where, problems)
@@ -145,11 +141,7 @@ def _keys(loc: Sequence[Any]) -> list[Any]:
     keys: list[Any] = []
     for depth, item in enumerate(loc):
         in_tokenizer = depth == 1 and loc[0] == "tokenizer"
-        in_member = (
-            depth == 3
-            and loc[2] in {"source", "attention", "ffn", "data"}
-            and loc[:2] != ("phases", "expert")
-        )
+        in_member = depth == 3 and loc[2] in {"source", "attention", "ffn", "data"} and loc[:2] != ("phases", "expert")
         if not (in_tokenizer or in_member):
             keys.append(item)
     return keys

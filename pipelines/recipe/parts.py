@@ -263,9 +263,7 @@ Merged = Annotated[Literal["merged"], Tag("merged")]
 class Variant(Part):
     """How the dense experts become one model; `merged` averages that part of them."""
 
-    attention: Annotated[
-        Merged | Annotated[AttentionVariant, Tag("experts")], Discriminator(_merged_or_experts)
-    ]
+    attention: Annotated[Merged | Annotated[AttentionVariant, Tag("experts")], Discriminator(_merged_or_experts)]
     ffn: Annotated[Merged | Annotated[FFNVariant, Tag("experts")], Discriminator(_merged_or_experts)]
     router_init: Literal["random", "zero"] = "random"
 

@@ -65,9 +65,7 @@ class Recipe(Part):
     def expert_training(self, domain: str) -> TrainConfig:
         """`phases.expert` with the domain's overrides; `own` becomes `domain`."""
         phase = self.phases.expert
-        override = {
-            key: value for key, value in self.domains[domain].expert.to_dict().items() if value is not None
-        }
+        override = {key: value for key, value in self.domains[domain].expert.to_dict().items() if value is not None}
         shares: dict[str, float] = {}
         for name, share in phase.data.items():
             name = domain if name == "own" else name
@@ -86,9 +84,7 @@ class Recipe(Part):
     def _training(self, name: str, phase: Phase, shares: Mapping[str, float]) -> TrainConfig:
         values = {"load_balancing_coef": 0.0, "z_loss_coef": 0.0} | phase.to_dict()
         values = {key: value for key, value in values.items() if key not in {"data", "match"}}
-        return TrainConfig(
-            **values, shares=shares, seq_len=self.model.max_seq_len, seed=child_seed(self.seed, name)
-        )
+        return TrainConfig(**values, shares=shares, seq_len=self.model.max_seq_len, seed=child_seed(self.seed, name))
 
 
 def json_schema() -> dict[str, Any]:

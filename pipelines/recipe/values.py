@@ -45,9 +45,7 @@ def parse_number(value: Any) -> float:
 Count = Annotated[
     int,
     BeforeValidator(parse_count),
-    WithJsonSchema(
-        {"anyOf": [{"type": "integer"}, {"type": "string", "pattern": "^[0-9][0-9_.]*(e[0-9]+)?[kMBT]?$"}]}
-    ),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "pattern": "^[0-9][0-9_.]*(e[0-9]+)?[kMBT]?$"}]}),
 ]
 """A whole number; its range is checked with what it counts."""
 

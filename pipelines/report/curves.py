@@ -38,10 +38,7 @@ class Curve:
     @property
     def runs(self) -> list[list[tuple[float, float]]]:
         """The points between gaps, as logged."""
-        parts = (
-            [(x, y) for x, y in run if y is not None]
-            for _, run in groupby(self.points, lambda p: p[1] is None)
-        )
+        parts = ([(x, y) for x, y in run if y is not None] for _, run in groupby(self.points, lambda p: p[1] is None))
         return [part for part in parts if part]
 
     @property
@@ -50,8 +47,7 @@ class Curve:
         radius = len(self.points) // 40
         means = [moving_mean([y for _, y in run], radius) for run in self.runs]
         return [
-            [(x, y) for (x, _), y in zip(run, mean, strict=True)]
-            for run, mean in zip(self.runs, means, strict=True)
+            [(x, y) for (x, _), y in zip(run, mean, strict=True)] for run, mean in zip(self.runs, means, strict=True)
         ]
 
     @property
@@ -69,9 +65,7 @@ def training_panels(inputs: ReportInputs) -> dict[str, Panel]:
     """File name -> panel, for each phase that has a history."""
     histories = {name: inputs.training[name] for name in in_order(inputs.training, inputs.domain_names)}
     looks = _looks(histories)
-    seed_end = max(
-        (row["tokens"] for row in histories.get("seed", ()) if is_number(row.get("tokens"))), default=0
-    )
+    seed_end = max((row["tokens"] for row in histories.get("seed", ()) if is_number(row.get("tokens"))), default=0)
     branches = [name for name in histories if group(name) in ("seed", "expert")]
     mixtures = [name for name in histories if name not in branches]
 
@@ -82,9 +76,7 @@ def training_panels(inputs: ReportInputs) -> dict[str, Panel]:
 
     balancing = [name for name in mixtures if group(name) == "train"]
     panels = {
-        "training-branches": _panel(
-            "Seed, then one branch per domain: training loss", curves(branches, "loss")
-        ),
+        "training-branches": _panel("Seed, then one branch per domain: training loss", curves(branches, "loss")),
         "training-mixtures": _panel("Mixture phase: training loss", curves(mixtures, "loss")),
         "training-balance": _panel(
             "Mixture phase: load balancing loss (1 = balanced)", curves(balancing, "load_balancing_loss")
@@ -134,9 +126,7 @@ def _looks(names: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
 def _points(history: Sequence[Mapping[str, Any]], field: str, shift: float) -> tuple[Point, ...]:
     rows = [row for row in history if is_number(row.get("tokens"))]
     valid = [is_number(row.get(field)) and row[field] > 0 for row in rows]
-    return tuple(
-        (row["tokens"] + shift, row[field] if ok else None) for row, ok in zip(rows, valid, strict=True)
-    )
+    return tuple((row["tokens"] + shift, row[field] if ok else None) for row, ok in zip(rows, valid, strict=True))
 
 
 def _panel(title: str, curves: Sequence[Curve]) -> Panel | None:
@@ -210,9 +200,7 @@ def _labels(curves: Sequence[Curve], axes: _Axes) -> Iterator[ET.Element]:
         if curve not in at_edge:
             x, y = axes.x(curve.end[0]), axes.y(curve.end[1])
             yield element("circle", class_=f"dot f{curve.colour}", cx=x, cy=y, r=3.0)
-            yield element(
-                "text", shortened(curve.name, x - LEFT), class_=f"f{curve.colour} end", x=x, y=y - 10
-            )
+            yield element("text", shortened(curve.name, x - LEFT), class_=f"f{curve.colour} end", x=x, y=y - 10)
 
 
 def _spread(heights: Sequence[float]) -> list[float]:

@@ -128,8 +128,7 @@ def _domain_caveats(inputs: ReportInputs, best: str) -> Iterator[Markup]:
     better = []
     for domain in inputs.domain_names:
         scores = {
-            name: model.get("domains", {}).get(domain, {}).get("perplexity")
-            for name, model in inputs.models.items()
+            name: model.get("domains", {}).get(domain, {}).get("perplexity") for name, model in inputs.models.items()
         }
         finite = {name: score for name, score in scores.items() if is_number(score) and score > 0}
         leader = min(finite, key=lambda name: finite[name], default=best)
@@ -150,9 +149,7 @@ def _larger_by(mine: Json, theirs: Json) -> list[Markup]:
     """`1.31 times the active parameters` and the like, for what is larger."""
     figures = (("params_active", "active parameters"), ("flops_per_token", "FLOPs per token"))
     larger = [(key, words) for key, words in figures if _exceeds(mine.get(key), theirs.get(key))]
-    return [
-        Markup("{} times the {}").format(f"{mine[key] / theirs[key]:.2f}", words) for key, words in larger
-    ]
+    return [Markup("{} times the {}").format(f"{mine[key] / theirs[key]:.2f}", words) for key, words in larger]
 
 
 def _exceeds(mine: object, theirs: object) -> bool:

@@ -30,9 +30,7 @@ def number(value: Any, show_finite: Any) -> str:
 
 def perplexity(value: Any) -> str:
     """Two decimals, as in the papers; whole numbers from a thousand up."""
-    return number(
-        value, lambda x: f"{x:.2f}" if abs(x) < 1000 else f"{x:,.0f}" if abs(x) < 1e7 else f"{x:.2e}"
-    )
+    return number(value, lambda x: f"{x:.2f}" if abs(x) < 1000 else f"{x:,.0f}" if abs(x) < 1e7 else f"{x:.2e}")
 
 
 def bits(value: Any) -> str:

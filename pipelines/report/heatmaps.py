@@ -73,9 +73,7 @@ def _panel(what: str, domain: str, experts: Sequence[str], shown: Json, figure: 
             children.append(element("text", text, class_="dim small end", x=width, y=_y(layer) + 16))
     if domain in experts:
         x, height = _x(list(experts).index(domain)), _y(len(rows_LE)) - GAP - TOP
-        children.append(
-            element("rect", class_="own", x=x - 1, y=TOP - 1, width=CELL_W + 2, height=height + 2, rx=3)
-        )
+        children.append(element("rect", class_="own", x=x - 1, y=TOP - 1, width=CELL_W + 2, height=height + 2, rx=3))
     label = f"{what}. {_in_words(experts, rows_LE)}"
     return Panel(width, _y(len(rows_LE)), label, tuple(children))
 

@@ -125,9 +125,7 @@ def _arrange(layers: Mapping[Id, int], edges: Iterable[tuple[Id, Id]]) -> list[l
     return columns
 
 
-def _by_barycentre(
-    column: list[Slot], fixed: list[Slot], neighbours: Mapping[Slot, list[Slot]]
-) -> list[Slot]:
+def _by_barycentre(column: list[Slot], fixed: list[Slot], neighbours: Mapping[Slot, list[Slot]]) -> list[Slot]:
     """The column ordered by the mean place of each slot's neighbours; slots without any keep their own."""
     place = {slot: index / max(1, len(fixed) - 1) for index, slot in enumerate(fixed)}
 
@@ -161,9 +159,7 @@ def _short_key(node: Json) -> str:
     return str(node.get("key") or "")[:12]
 
 
-def _arrow(
-    start: Id, end: Id, strong: bool, layers: Mapping[Id, int], boxes: Mapping[Slot, Box]
-) -> ET.Element:
+def _arrow(start: Id, end: Id, strong: bool, layers: Mapping[Id, int], boxes: Mapping[Slot, Box]) -> ET.Element:
     """A curve from box to box, straight through the slots in between."""
     between = [(start, end, layer) for layer in range(layers[start] + 1, layers[end])] if strong else []
     path = f"M{boxes[start].right:.1f},{boxes[start].middle:.1f}"
@@ -178,9 +174,7 @@ def _arrow(
 def _draw_inputs(node: Json, box: Box, arrows: Sequence[ET.Element]) -> ET.Element:
     """The arrows into a node, and where to point to bring them out: below all nodes, which let it through."""
     facts = [f"{node['stage']} {node.get('key') or ''}".strip()]
-    facts += [
-        f"{name} {node[name]}" for name in ("digest", "git_commit", "seconds", "tokens") if node.get(name)
-    ]
+    facts += [f"{name} {node[name]}" for name in ("digest", "git_commit", "seconds", "tokens") if node.get(name)]
     facts += ["not in the store"] if node.get("missing") else []
     return element(
         "g",

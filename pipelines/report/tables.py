@@ -69,9 +69,7 @@ class Table:
         rows, previous = [], None
         for row in self.rows:
             kind = group(str(row.get("model", "")))
-            cells = tuple(
-                _cell(column, row.get(column.key), lowest.get(column.key)) for column in self.page_columns
-            )
+            cells = tuple(_cell(column, row.get(column.key), lowest.get(column.key)) for column in self.page_columns)
             rows.append(Row(cells, previous not in (None, kind)))
             previous = kind
         return rows
@@ -82,9 +80,7 @@ class Table:
 
 def perplexity_table(inputs: ReportInputs) -> Table:
     """The paper's Table 1, with what each model costs beside it (its Table 5)."""
-    domains = [
-        Column(f"perplexity.{name}", name, formats.perplexity, best=True) for name in inputs.domain_names
-    ]
+    domains = [Column(f"perplexity.{name}", name, formats.perplexity, best=True) for name in inputs.domain_names]
     figures = [
         Column("average_perplexity", "average", formats.perplexity, best=True),
         Column("params_total", "params", formats.count),
@@ -118,10 +114,7 @@ def costs_table(inputs: ReportInputs) -> Table:
         Column("train_flops", "train FLOPs", formats.flops),
         Column("params", "params", formats.count),
     )
-    rows = [
-        dict(cost) | {"tokens_per_s": _ratio(cost.get("tokens"), cost.get("seconds"))}
-        for cost in inputs.costs
-    ]
+    rows = [dict(cost) | {"tokens_per_s": _ratio(cost.get("tokens"), cost.get("seconds"))} for cost in inputs.costs]
     return Table("costs", columns, tuple(rows))
 
 
@@ -147,9 +140,7 @@ def _receipt(mix: Json) -> dict[str, float | None]:
     """The worst expert's difference from its dense model, and the mean over layers of the FFN gate sum."""
     receipt = mix.get("receipt", {})
     diffs = [expert["max_abs_diff"] for expert in receipt.get("experts", {}).values()]
-    sums = [
-        layer["ffn_gate_sum"] for layer in receipt.get("layers", ()) if is_number(layer.get("ffn_gate_sum"))
-    ]
+    sums = [layer["ffn_gate_sum"] for layer in receipt.get("layers", ()) if is_number(layer.get("ffn_gate_sum"))]
     return {
         "max_abs_diff": max(diffs, default=None),
         "ffn_gate_sum": sum(sums) / len(sums) if sums else None,
@@ -158,14 +149,10 @@ def _receipt(mix: Json) -> dict[str, float | None]:
 
 def data_tables(inputs: ReportInputs) -> Iterable[Table]:
     """The long tables that are only written as CSV: every figure behind the drawings."""
-    yield _long(
-        "evaluation", ("model", "domain", "perplexity", "nll", "tokens", "bits_per_byte"), _scores(inputs)
-    )
+    yield _long("evaluation", ("model", "domain", "perplexity", "nll", "tokens", "bits_per_byte"), _scores(inputs))
     fields = ("step", "tokens", "loss", "lr", "grad_norm", "load_balancing_loss", "z_loss")
     histories = [(name, inputs.training[name]) for name in in_order(inputs.training, inputs.domain_names)]
-    yield _long(
-        "training", ("model", *fields), [{"model": name} | dict(row) for name, h in histories for row in h]
-    )
+    yield _long("training", ("model", *fields), [{"model": name} | dict(row) for name, h in histories for row in h])
     routers = ("model", "domain", "router", "layer", "expert", "mean_gate", "fraction", "entropy")
     yield _long("routing", routers, _routing_rows(inputs))
     ends = ("from_stage", "from_key", "role", "to_stage", "to_key")

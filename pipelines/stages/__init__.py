@@ -1,6 +1,6 @@
 """One file per stage kind. Each is `run(context) -> metrics`: read inputs, call the core, write files under `out`.
 
-A stage kind's VERSION is part of its artifacts' keys: raise it when the same configuration would now give another result.
+A kind's version is part of its artifacts' keys: raise it when the same configuration would now give another result.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from bam_core.data.packing import pack
 from bam_core.data.shards import write_shards
 from bam_core.data.text import size_bytes, split
 from bam_core.data.tokenize import Tokenizer
-from bam_core.errors import InvalidInput
+from bam_core.errors import BamError, InvalidInput
 from bam_core.protocols import Document, StageContext
 
 DOCUMENTS_PER_BATCH = 256
@@ -22,6 +22,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
     seq_len = config["seq_len"]
     tokenizer = Tokenizer.load(context.inputs["tokenizer"] / "tokenizer.json")
     parts = split(context.sources.read(context.runtime["source"]), config["valid_frac"], config["max_bytes"])
+    require_planned_text(context, context.runtime["source"], config["source"]["digest"])
     stats: dict[str, Any] = {"duplicates_dropped": parts.n_duplicates}
     for name, documents in (("train", parts.train), ("valid", parts.valid)):
         rows = pack(_tokenised(documents, tokenizer), seq_len, tokenizer.eos_id, tokenizer.token_bytes)
@@ -40,6 +41,14 @@ def run(context: StageContext) -> Mapping[str, Any]:
     return {f"{name}_{what}": stats[name][what] for name in ("train", "valid") for what in ("documents", "tokens")}
 
 
+def require_planned_text(context: StageContext, source: Mapping[str, Any], digest: str) -> None:
+    """Raises BamError if the text is not the one that the key names: it changed after the plan, or differs here."""
+    if context.sources.digest(source) != digest:
+        raise BamError(f"the text of {source['kind']} {source.get('path', '')} changed since the plan; run again")
+
+
 def _tokenised(documents: Sequence[Document], tokenizer: Tokenizer) -> Iterator[Sequence[int]]:
     for start in range(0, len(documents), DOCUMENTS_PER_BATCH):
-        yield from tokenizer.encode_batch([document.text for document in documents[start : start + DOCUMENTS_PER_BATCH]])
+        yield from tokenizer.encode_batch(
+            [document.text for document in documents[start : start + DOCUMENTS_PER_BATCH]]
+        )

@@ -29,7 +29,11 @@ def run(context: StageContext) -> Mapping[str, Any]:
         scores, sums = _score_domains(model, rows, config["tokens"])
         models[name] = _figures(context, name, model, scores)
         if sums:
-            routing[name] = {"layers": model.config.n_layers, "experts": list(model.config.experts), "domains": sums}
+            routing[name] = {
+                "layers": model.config.n_layers,
+                "experts": list(model.config.experts),
+                "domains": sums,
+            }
         context.log(number + 1, {"total_steps": len(config["models"])})
     _write(context.out / "perplexity.json", {"models": models})
     _write(context.out / "routing.json", {"models": routing})

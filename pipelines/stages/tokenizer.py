@@ -10,6 +10,7 @@ from bam_core.data.text import split
 from bam_core.data.tokenize import Tokenizer, train_bpe
 from bam_core.errors import UsageError
 from bam_core.protocols import StageContext
+from pipelines.stages.data import require_planned_text
 
 
 def run(context: StageContext) -> Mapping[str, Any]:
@@ -17,11 +18,12 @@ def run(context: StageContext) -> Mapping[str, Any]:
     if context.config["kind"] == "file":
         target.write_bytes(Path(context.runtime["path"]).read_bytes())
     else:
-        target.write_text(train_bpe(_texts(context), context.config["vocab_size"]))
+        target.write_text(train_bpe(_texts(context), context.config["vocab_size"]), encoding="utf-8")
     vocab_size = Tokenizer.load(target).vocab_size
     if vocab_size > context.config["vocab_size"]:
         raise UsageError(
-            f"tokenizer.vocab_size: {context.config['vocab_size']}: the tokenizer has {vocab_size} entries; use at least that"
+            f"tokenizer.vocab_size: {context.config['vocab_size']}: the tokenizer has {vocab_size} entries; "
+            "use at least that"
         )
     return {"vocab_size": vocab_size}
 
@@ -31,4 +33,5 @@ def _texts(context: StageContext) -> Iterator[str]:
     for domain, spec in context.runtime["sources"].items():
         facts = context.config["domains"][domain]
         parts = split(context.sources.read(spec), facts["valid_frac"], max_bytes=facts["max_bytes"])
+        require_planned_text(context, spec, facts["source"]["digest"])
         yield from (document.text for document in parts.train)

@@ -93,7 +93,7 @@ def _ancestor_costs(context: StageContext) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _ModelWriter:
-    """Writes the model folder: master weights, so that the next phase starts from what was trained, not its rounding."""
+    """Writes the model folder: master weights, so the next phase starts from what was trained, not its rounding."""
 
     model: ModelConfig
     optimizer: Optimizer

@@ -56,9 +56,7 @@ def test_training_is_told_every_ten_seconds(lines: tuple[PlainLines, io.StringIO
     display, stream = lines
     for second in range(26):
         clock.now = float(second)
-        display.update(
-            [state("seed", "running", step=100 + second, total_steps=200, loss=3.0, tokens_per_s=41_234.0)]
-        )
+        display.update([state("seed", "running", step=100 + second, total_steps=200, loss=3.0, tokens_per_s=41_234.0)])
     assert stream.getvalue().splitlines() == [
         "00:00  seed  starts",
         "00:10  seed  step 110/200  loss 3.0000  41.2k tokens/s  ETA 1m 30s",
@@ -66,11 +64,14 @@ def test_training_is_told_every_ten_seconds(lines: tuple[PlainLines, io.StringIO
     ]
 
 
-def test_the_last_loss_is_told_at_the_end(lines: tuple[PlainLines, io.StringIO]) -> None:
+def test_the_end_tells_the_final_loss_and_never_an_older_one(lines: tuple[PlainLines, io.StringIO]) -> None:
     display, stream = lines
-    display.update([state("seed", "running", step=9, total_steps=10, loss=2.5)])
-    display.update([state("seed", "done", seconds=3)])
-    assert stream.getvalue().endswith("done in 3.0s, loss 2.5000\n")
+    display.update([state("seed", "running", step=9, total_steps=10, loss=2.5), state("dense", "running", loss=2.0)])
+    display.update([state("seed", "done", seconds=3, loss=2.4), state("dense", "done", seconds=4)])
+    assert [line.partition("done ")[2] for line in stream.getvalue().splitlines()[2:]] == [
+        "in 3.0s, loss 2.4000",
+        "in 4.0s",
+    ]
 
 
 def test_a_failure_is_one_line(lines: tuple[PlainLines, io.StringIO]) -> None:
@@ -93,9 +94,7 @@ def test_figures_that_are_no_numbers_are_left_out(junk: Any, clock: Clock) -> No
 
 
 def live(clock: Clock, width: int = 100, height: int = 40, stream: io.StringIO | None = None) -> LiveTable:
-    console = Console(
-        file=stream or io.StringIO(), width=width, height=height, force_terminal=True, color_system=None
-    )
+    console = Console(file=stream or io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
     return LiveTable(console, clock)
 
 

@@ -50,9 +50,7 @@ def test_layout_has_the_papers_parameter_counts() -> None:
     dense = ModelConfig(256_000, 1024, 6, 8, 8, 2048, 2048, tie_embeddings=False)
     bam = replace(dense, attention=AttentionExperts(4, 4), ffn=FFNExperts(4), experts=NAMES)
     shared_kv = replace(bam, attention=AttentionExperts(4, 4, kv="shared"))
-    totals = {
-        config: params_total(config) for config in (dense, bam, shared_kv, replace(bam, attention=None))
-    }
+    totals = {config: params_total(config) for config in (dense, bam, shared_kv, replace(bam, attention=None))}
     assert list(totals.values()) == [587_209_728, 776_002_560, 738_253_824, 700_480_512]
     for config, total in totals.items():
         assert sum(torch.Size(shape).numel() for shape in tensor_shapes(config).values()) == total
@@ -119,9 +117,7 @@ def test_writing_again_replaces_shards_by_one_file(tmp_path: Path) -> None:
     write(tmp_path, max_shard_bytes=700)
     write(tmp_path, tensors=random_tensors(DENSE, seed=1))
     assert set(files(tmp_path)) == {"config.json", "model.safetensors", "MODEL_CARD.md"}
-    assert torch.equal(
-        open_tensors(tmp_path).get("norm.weight"), dict(random_tensors(DENSE, 1))["norm.weight"]
-    )
+    assert torch.equal(open_tensors(tmp_path).get("norm.weight"), dict(random_tensors(DENSE, 1))["norm.weight"])
 
 
 def test_views_of_one_buffer_are_written(tmp_path: Path) -> None:

@@ -121,9 +121,7 @@ def test_a_late_step_costs_no_replay(rows):
     mixture = DomainMixture(rows, UNEVEN, seed=0)
     n_rows = 10**15
     assert mixture.batch(n_rows // 10, 10).shape == (10, 3)
-    assert mixture.domain_counts(n_rows) == {
-        name: int(share * 10) * n_rows // 10 for name, share in UNEVEN.items()
-    }
+    assert mixture.domain_counts(n_rows) == {name: int(share * 10) * n_rows // 10 for name, share in UNEVEN.items()}
 
 
 @CALM

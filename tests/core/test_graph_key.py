@@ -176,9 +176,7 @@ def changed(**changes: Any) -> set[str]:
         ({"seed": {"resources": Resources(workers=8, cpus=4, gpus=1, trains=True)}}, set()),
     ],
 )
-def test_a_change_moves_the_keys_of_what_is_built_from_it(
-    changes: dict[str, Any], expected: set[str]
-) -> None:
+def test_a_change_moves_the_keys_of_what_is_built_from_it(changes: dict[str, Any], expected: set[str]) -> None:
     assert changed(**changes) == expected
 
 
@@ -225,6 +223,15 @@ BASE = {
             {**BASE, "config": {**BASE["config"], "sources": {"law": {"digest": "c" * 64}}, "ids": [1, 2]}},
             "ids [1] -> [1, 2], sources.law.digest changed",
             ["config", "data"],
+        ),
+        (
+            {
+                "version": 2,
+                "config": {**BASE["config"], "sources": {"law": {"digest": "c" * 64}}, "top_k": 2},
+                "inputs": {"data.law": "d" * 64},
+            },
+            "version 1 -> 2, top_k added: 2, sources.law.digest changed and 1 more",
+            ["code", "config", "data", "input"],
         ),
         ({**BASE, "inputs": {"data.law": "d" * 64}}, "input data.law changed", ["input"]),
         ({**BASE, "inputs": {}}, "input data.law removed", ["input"]),

@@ -22,9 +22,7 @@ STAGES = (
     Stage("seed", "seed", 1, {"phase": {"lr": 0.01}}, {"data.law": "data.law", "data.math": "data.math"}),
     Stage("expert.law", "expert", 1, {"phase": {"lr": 0.001}}, {"seed": "seed", "data": "data.law"}),
     Stage("expert.math", "expert", 1, {"phase": {"lr": 0.001}}, {"seed": "seed", "data": "data.math"}),
-    Stage(
-        "mix.bam", "mix", 1, {}, {"seed": "seed", "expert.law": "expert.law", "expert.math": "expert.math"}
-    ),
+    Stage("mix.bam", "mix", 1, {}, {"seed": "seed", "expert.law": "expert.law", "expert.math": "expert.math"}),
     Stage("report", "report", 1, {}, {"mix.bam": "mix.bam"}),
 )
 NAMES = [stage.name for stage in STAGES]
@@ -78,14 +76,10 @@ class World:
         return facts
 
 
-def world(
-    *, without: str = "", damaged: dict[str, str] | None = None, leases: str = "", rebuilt: str = ""
-) -> World:
+def world(*, without: str = "", damaged: dict[str, str] | None = None, leases: str = "", rebuilt: str = "") -> World:
     """rebuilt: stages whose artifact now has other bytes than their consumers read."""
     keys = pipeline_keys(PIPELINE)
-    records = {
-        stage.name: made(stage, keys, {name: f"bytes of {name}" for name in NAMES}) for stage in STAGES
-    }
+    records = {stage.name: made(stage, keys, {name: f"bytes of {name}" for name in NAMES}) for stage in STAGES}
     for name in rebuilt.split():
         records[name] = replace(records[name], digest="other bytes")
     for name in without.split():

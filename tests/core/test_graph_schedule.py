@@ -17,15 +17,11 @@ ACTIONS: list[Action] = ["run", "run", "run", "wait", "reuse", "blocked"]
 
 
 def build(edges: dict[str, list[str]], actions: dict[str, Action]) -> tuple[Pipeline, list[Decision]]:
-    stages = [
-        Stage(name, "f", 1, {}, {parent: parent for parent in parents}) for name, parents in edges.items()
-    ]
+    stages = [Stage(name, "f", 1, {}, {parent: parent for parent in parents}) for name, parents in edges.items()]
     decisions = []
     for name, parents in edges.items():
         action = actions.get(name, "run")
-        after = (
-            tuple(p for p in parents if actions.get(p, "run") != "reuse") if action in ("run", "wait") else ()
-        )
+        after = tuple(p for p in parents if actions.get(p, "run") != "reuse") if action in ("run", "wait") else ()
         decisions.append(Decision(name, f"key of {name}", action, "", "", after))
     return Pipeline("p", tuple(stages)), decisions
 
@@ -34,8 +30,7 @@ def build(edges: dict[str, list[str]], actions: dict[str, Action]) -> tuple[Pipe
 def plans(draw: st.DrawFn) -> tuple[Pipeline, list[Decision]]:
     names = [f"s{i}" for i in range(draw(st.integers(1, 9)))]
     edges = {
-        name: sorted(draw(st.sets(st.sampled_from(names[:i]), max_size=3)) if i else [])
-        for i, name in enumerate(names)
+        name: sorted(draw(st.sets(st.sampled_from(names[:i]), max_size=3)) if i else []) for i, name in enumerate(names)
     }
     return build(edges, {name: draw(st.sampled_from(ACTIONS)) for name in names})
 

@@ -24,8 +24,7 @@ def reference(q_BTHC: Tensor, k_BSGC: Tensor, v_BSGC: Tensor) -> Tensor:
     """The definition: a square of scores, each query head beside a copy of its key/value head."""
     copies = q_BTHC.shape[2] // k_BSGC.shape[2]
     q, k, v = (
-        x.transpose(1, 2)
-        for x in (q_BTHC, k_BSGC.repeat_interleave(copies, 2), v_BSGC.repeat_interleave(copies, 2))
+        x.transpose(1, 2) for x in (q_BTHC, k_BSGC.repeat_interleave(copies, 2), v_BSGC.repeat_interleave(copies, 2))
     )
     past = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
     scores = (q @ k.mT / q.shape[3] ** 0.5).masked_fill(~past, -torch.inf)
@@ -38,9 +37,7 @@ def test_rotary_turns_each_pair_by_its_angle() -> None:
     turned = apply_rotary(x, cos, sin)
     for position in range(3):  # pairs (0, 2) and (1, 3) as complex numbers; frequencies 1 and 1/10
         angle = torch.tensor([position * 1.0, position * 0.1], dtype=torch.float64)
-        expected = torch.polar(torch.ones_like(angle), angle) * torch.tensor(
-            [1 + 3j, 2 + 4j], dtype=torch.complex128
-        )
+        expected = torch.polar(torch.ones_like(angle), angle) * torch.tensor([1 + 3j, 2 + 4j], dtype=torch.complex128)
         actual = torch.complex(turned[0, position, 0, :2], turned[0, position, 0, 2:])
         torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)  # angles are float32
 
@@ -99,9 +96,7 @@ def test_short_rows_in_bf16_are_as_accurate_as_torch() -> None:
 
     expected = reference(*exact)
     expected_grads = torch.autograd.grad(expected, exact, direction.double())
-    torchs = F.scaled_dot_product_attention(
-        *(x.transpose(1, 2) for x in inputs), is_causal=True, enable_gqa=True
-    )
+    torchs = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in inputs), is_causal=True, enable_gqa=True)
     for ours, theirs in zip(errors(attend(*inputs)), errors(torchs.transpose(1, 2)), strict=True):
         assert ours < max(1.6 * theirs, 2**-8), (ours, theirs)  # bf16 rounds to 2^-9
 

@@ -116,11 +116,10 @@ def test_cache_bytes(config: ModelConfig, values: int) -> None:
 
 
 def test_training_bytes() -> None:
-    assert [training_bytes(SMALL, dtype) // params_total(SMALL) for dtype in ("bf16", "fp32", "fp64")] == [
-        16,
-        16,
-        32,
-    ]
+    """Working weight and gradient, then master weight, master gradient and two moments."""
+    per_parameter = {"bf16": 2 * 2 + 4 * 4, "fp32": 2 * 4 + 4 * 4, "fp64": 2 * 8 + 4 * 8}
+    for dtype, size in per_parameter.items():
+        assert training_bytes(SMALL, dtype) == params_total(SMALL) * size
 
 
 TINY = ModelConfig(vocab_size=50, d_model=24, n_layers=3, n_heads=4, n_kv_heads=2, d_ff=20, max_seq_len=8)
@@ -134,9 +133,7 @@ def test_params_total_counts_the_tensors_of_the_model(
     residual: str, tied: bool, attention: AttentionExperts | None, ffn: FFNExperts | None
 ) -> None:
     experts = names(3) if attention or ffn else ()
-    config = replace(
-        TINY, residual=residual, tie_embeddings=tied, attention=attention, ffn=ffn, experts=experts
-    )
+    config = replace(TINY, residual=residual, tie_embeddings=tied, attention=attention, ffn=ffn, experts=experts)
     with torch.device("meta"):
         model = LM(config)
     assert params_total(config) == sum(parameter.numel() for parameter in model.parameters())

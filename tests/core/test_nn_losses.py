@@ -26,15 +26,11 @@ def route(logits_NE: Tensor, top_k: int = 1) -> Routing:
 def test_next_token_loss_sums_over_targets_that_count(vocab: int) -> None:
     logits_BTV = (3 * randn(2, 3, vocab)).requires_grad_()
     targets_BT = torch.tensor([[0, -1, 6], [vocab - 1, 2, -1]])
-    expected = F.cross_entropy(
-        logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=-1, reduction="sum"
-    )
+    expected = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=-1, reduction="sum")
     actual = next_token_loss(logits_BTV, targets_BT)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
     for scale in (1.0, 1 / 7):  # a trainer divides the sum by a count
-        ours, theirs = (
-            torch.autograd.grad(x * scale, logits_BTV, retain_graph=True)[0] for x in (actual, expected)
-        )
+        ours, theirs = (torch.autograd.grad(x * scale, logits_BTV, retain_graph=True)[0] for x in (actual, expected))
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
         assert not ours[0, 1].any()
 

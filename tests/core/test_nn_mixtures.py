@@ -66,9 +66,7 @@ def one_expert(mixture: nn.Module, dense: nn.Module, expert: int) -> nn.Module:
 @pytest.mark.parametrize("expert", range(E))
 @pytest.mark.parametrize("kv", ["expert", "shared"])
 @pytest.mark.parametrize("top_k", [1, E])
-def test_an_attention_router_sure_of_one_expert_gives_that_dense_attention(
-    expert: int, kv: str, top_k: int
-) -> None:
+def test_an_attention_router_sure_of_one_expert_gives_that_dense_attention(expert: int, kv: str, top_k: int) -> None:
     mixture = fill(MixtureOfAttention(CONFIG, AttentionExperts(E, top_k, kv)), seed=1)
     route_all_to(mixture, expert)
     dense = one_expert(mixture, Attention(CONFIG), expert)
@@ -120,9 +118,7 @@ def test_bams_own_ffn_gate_scales_identical_experts_by_the_largest_probability()
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
 def test_expert_kv_with_tied_keys_and_values_is_shared_kv(n_kv_heads: int) -> None:
     config = replace(CONFIG, n_kv_heads=n_kv_heads, ffn=FFNExperts(E))
-    shared, own = (
-        LM(replace(config, attention=AttentionExperts(E, E, kv))).double() for kv in ("shared", "expert")
-    )
+    shared, own = (LM(replace(config, attention=AttentionExperts(E, E, kv))).double() for kv in ("shared", "expert"))
     init_weights(shared, seed=6)
     for name, parameter in own.named_parameters():
         source = shared.get_parameter(name).data

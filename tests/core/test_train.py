@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,7 @@ from bam_core.train.parallel import rows_of_rank
 from bam_core.train.step import accumulate_gradient
 
 DENSE = ModelConfig(vocab_size=61, d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=24, max_seq_len=8)
-MIXTURE = replace(
-    DENSE, attention=AttentionExperts(3, 3), ffn=FFNExperts(3, 1), experts=("general", "code", "law")
-)
+MIXTURE = replace(DENSE, attention=AttentionExperts(3, 3), ffn=FFNExperts(3, 1), experts=("general", "code", "law"))
 PHASE = TrainConfig(tokens=8 * 8 * 12, batch_tokens=64, lr=1e-2, shares={"a": 1.0}, seq_len=8, seed=3)
 
 
@@ -84,7 +83,7 @@ def test_resumed_run_ends_bit_identical(tmp_path: Path, model: ModelConfig, dtyp
     assert json.dumps(resumed_progress.history) == json.dumps(whole_progress.history)
 
 
-@pytest.mark.parametrize("world_size,micro_batch_rows", [(1, 3), (2, 8), (3, 2)])
+@pytest.mark.parametrize(("world_size", "micro_batch_rows"), [(1, 3), (2, 8), (3, 2)])
 def test_any_split_of_a_batch_gives_the_same_gradient(world_size: int, micro_batch_rows: int) -> None:
     # Router losses are means over a micro-batch, so they are left out; they have their own issue.
     phase = replace(PHASE, dtype="fp64", load_balancing_coef=0.0, z_loss_coef=0.0)
@@ -145,7 +144,7 @@ def test_spike_stops(tmp_path: Path) -> None:
 
     model = Spiking(DENSE)
     init_weights(model, 0)
-    with pytest.raises(TrainingDiverged, match="step 7: loss .* spiked"):
+    with pytest.raises(TrainingDiverged, match=r"step 7: loss .* spiked"):
         train(model, Noise(), PHASE, Worker(tmp_path), Pace(micro_batch_rows=8))
 
 
@@ -161,7 +160,7 @@ def test_learning_rate_warms_up_then_falls_to_the_floor() -> None:
     rates = [learning_rate(step, phase) for step in range(phase.n_steps)]
     assert rates[0] == pytest.approx(phase.lr / 10)
     assert rates[9] == pytest.approx(phase.lr)
-    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[9:]))
     assert rates[-1] == pytest.approx(phase.lr * 0.1)
     # Golden: the middle of the cosine.
     assert rates[54] == pytest.approx(phase.lr * (0.1 + 0.9 * 0.5), rel=1e-6)

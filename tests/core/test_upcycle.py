@@ -41,9 +41,7 @@ BAM_SHAPES = tensor_shapes(mixture_config(DENSE, NAMES, BAM))
 @pytest.mark.parametrize("tie_embeddings", [True, False])
 @pytest.mark.parametrize("residual", ["parallel", "sequential"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_experts_are_copied_and_the_rest_is_averaged(
-    variant: str, residual: str, tie_embeddings: bool
-) -> None:
+def test_experts_are_copied_and_the_rest_is_averaged(variant: str, residual: str, tie_embeddings: bool) -> None:
     config = replace(DENSE, residual=residual, tie_embeddings=tie_embeddings)
     sources = dense_models(config)
     mixture = mix(VARIANTS[variant], sources, config)
@@ -112,9 +110,7 @@ def test_one_hot_routers_give_the_dense_expert() -> None:
     tokens_BT = torch.arange(16)[None]
     for i, source in enumerate(sources.values()):
         one_hot = {
-            name: source.tensors[name]
-            if tensor.shape == source.tensors.get(name, torch.empty(0)).shape
-            else tensor
+            name: source.tensors[name] if tensor.shape == source.tensors.get(name, torch.empty(0)).shape else tensor
             for name, tensor in tensors.items()
         }
         for name in one_hot:
@@ -148,9 +144,7 @@ def test_router_values_depend_on_seed_and_name_only() -> None:
 def test_random_routers_leave_global_random_state_alone_and_have_the_stated_spread() -> None:
     before = torch.get_rng_state()
     wide = replace(DENSE, d_model=512, d_ff=4, vocab_size=2)
-    routers = [
-        tensor for name, tensor in mix(BAM, dense_models(wide), wide).items() if name.endswith(".router")
-    ]
+    routers = [tensor for name, tensor in mix(BAM, dense_models(wide), wide).items() if name.endswith(".router")]
     values = torch.cat([router.flatten() for router in routers])
     assert torch.equal(torch.get_rng_state(), before)
     assert values.std().item() == pytest.approx(0.02, rel=0.05)  # 8192 samples: three sigma are 2.4 %

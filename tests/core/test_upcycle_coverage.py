@@ -21,9 +21,7 @@ BAM_RULES = rules_for(BAM, DENSE.residual, DENSE.tie_embeddings)
 BAM_SHAPES = tensor_shapes(mixture_config(DENSE, NAMES, BAM))
 
 
-def problems_of(
-    target: Mapping[str, Shape], rules: Iterable[Rule], sources: Mapping[str, InMemory]
-) -> dict[str, str]:
+def problems_of(target: Mapping[str, Shape], rules: Iterable[Rule], sources: Mapping[str, InMemory]) -> dict[str, str]:
     with pytest.raises(InvalidInput) as caught:
         coverage(target, tuple(rules), sources)
     assert all(problem.path in str(caught.value) for problem in caught.value.problems)

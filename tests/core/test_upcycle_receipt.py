@@ -82,9 +82,7 @@ def test_a_fault_in_any_expert_shows(tmp_path: Path, part: str, fault: str) -> N
         weight[2] = 0
     else:
         weight[2, 3, 5] += 0.1
-    write_model(
-        folder, mixture_config(DENSE, NAMES, VARIANTS["bam"]), tensors.items(), tokenizer=None, card=""
-    )
+    write_model(folder, mixture_config(DENSE, NAMES, VARIANTS["bam"]), tensors.items(), tokenizer=None, card="")
     found = receipt(folder, folders)["experts"]
     assert found["law"]["max_abs_diff"] > 1e4 * ROUNDING * found["law"]["max_abs_logit"]
     assert found["code"]["max_abs_diff"] < ROUNDING * found["code"]["max_abs_logit"]

@@ -107,9 +107,7 @@ def test_variant_must_fit_its_experts(variant: Variant, experts: tuple[str, ...]
 def test_paper_sizes_of_btx_with_more_experts() -> None:
     """BAM, Tables 4 and 9: 4 to 8 experts at 590M."""
     dense = ModelConfig(256_000, 1024, 6, 8, 8, 2048, 2048, tie_embeddings=False)
-    totals = [
-        params_total(mixture_config(dense, [str(i) for i in range(n)], VARIANTS["btx"])) for n in range(4, 9)
-    ]
+    totals = [params_total(mixture_config(dense, [str(i) for i in range(n)], VARIANTS["btx"])) for n in range(4, 9)]
     assert totals == [700_480_512, 738_235_392, 775_990_272, 813_745_152, 851_500_032]
 
 

@@ -50,9 +50,7 @@ def random_tensors(config: ModelConfig, seed: int = 0) -> Iterator[tuple[str, Te
 
 def dense_models(config: ModelConfig = DENSE, dtype: torch.dtype = torch.float32) -> dict[str, InMemory]:
     return {
-        name: InMemory(
-            {tensor_name: tensor.to(dtype) for tensor_name, tensor in random_tensors(config, seed)}
-        )
+        name: InMemory({tensor_name: tensor.to(dtype) for tensor_name, tensor in random_tensors(config, seed)})
         for seed, name in enumerate(NAMES)
     }
 

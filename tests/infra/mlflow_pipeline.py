@@ -1,4 +1,4 @@
-"""A whole tiny pipeline, played through a tracker the way the runner does: no model, no training, real files."""
+"""A whole tiny pipeline, played through a tracker as the runner does: no model, no training, real files."""
 
 from __future__ import annotations
 
@@ -97,9 +97,7 @@ class TinyPipeline:
         for name, text in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)
-        outputs = tuple(
-            Output(name, len(text.encode()), sha256(text)) for name, text in sorted(files.items())
-        )
+        outputs = tuple(Output(name, len(text.encode()), sha256(text)) for name, text in sorted(files.items()))
         order = len(self.records)
         return Record(
             stage=stage.name,

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -168,9 +165,7 @@ def test_expired_but_not_taken_it_is_still_its_owners(store: ArtifactStore, cloc
     lease.release()
 
 
-def test_a_store_that_is_away_does_not_fail_a_release(
-    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_is_away_does_not_fail_a_release(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
     lease = store.acquire(*SEED, "me:1")
 
     def away(self: Storage, path: str) -> None:
@@ -244,116 +239,6 @@ def test_a_taker_that_is_overtaken_by_a_takeover_and_a_release(
         lease.release()
     assert not any("after" in name for name in lease_files(store))
     slow.acquire(*SEED, "slow:3").release()
-
-
-PROCESS = """
-import sys
-from bam_core.errors import LeaseHeld
-from infra.store import ArtifactStore
-store = ArtifactStore(sys.argv[1], lease_ttl_s=3600)
-print("ready", flush=True)
-sys.stdin.readline()
-try:
-    lease = store.acquire("seed", "ab" * 32, "child")
-    print("held", flush=True)
-except LeaseHeld:
-    print("refused", flush=True)
-sys.stdin.read()
-"""
-
-
-class Child:
-    """A process that takes the lease of `seed` when told, and keeps it until it ends."""
-
-    def __init__(self, uri: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROCESS, uri],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(Path(leases.__file__).parents[1])},
-        )
-
-    def hear(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def go(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-
-    def kill(self) -> None:
-        """Dead, and not yet reaped: a zombie, until `reap`."""
-        self.process.send_signal(signal.SIGKILL)
-        os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
-
-    def reap(self) -> int:
-        self.process.communicate()
-        return self.process.returncode
-
-
-@pytest.fixture
-def child(tmp_path: Path) -> Iterator[Callable[[], Child]]:
-    """Starts children on the store in `tmp_path`; all of them end with the test."""
-    started: list[Child] = []
-
-    def start() -> Child:
-        started.append(Child(str(tmp_path)))
-        assert started[-1].hear() == "ready"
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.process.kill()
-        one.reap()
-
-
-needs_proc = pytest.mark.skipif(
-    not Path("/proc/self/stat").exists(), reason="needs /proc to judge another process"
-)
-
-
-@needs_proc
-def test_a_killed_process_makes_nobody_wait(tmp_path: Path, child: Callable[[], Child]) -> None:
-    store, holder = ArtifactStore(str(tmp_path)), child()
-    holder.go()
-    assert holder.hear() == "held"
-    with pytest.raises(LeaseHeld, match="held by child"):
-        store.acquire(*SEED, "me")
-    holder.kill()
-    assert store.lease_info(*SEED) is None
-    assert holder.reap() == -signal.SIGKILL
-    assert store.lease_info(*SEED) is None
-    store.acquire(*SEED, "me").release()
-    assert lease_files(store) == set()
-
-
-@needs_proc
-def test_of_two_processes_one_takes_over_from_a_killed_one(child: Callable[[], Child]) -> None:
-    holder, racers = child(), [child(), child()]
-    holder.go()
-    assert holder.hear() == "held"
-    holder.kill()
-    for racer in racers:
-        racer.go()
-    assert sorted(racer.hear() for racer in racers) == ["held", "refused"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "orphaned"),
-    [
-        ({}, False),
-        ({"pid_started": 1}, True),
-        ({"pid": 2**22 + 5}, True),
-        ({"pid": 2**22 + 5, "host": "far"}, False),
-        ({"pid": 2**22 + 5, "boot_id": "an earlier boot"}, False),
-        ({"pid": 2**22 + 5, "pid_started": None}, False),
-    ],
-)
-@needs_proc
-def test_whose_end_can_be_known(changes: dict[str, Any], orphaned: bool) -> None:
-    assert replace(Claim.of_this_process("x", 0.0), **changes).is_orphaned() is orphaned
 
 
 def test_another_hosts_lease_is_waited_for(store: ArtifactStore, clock: Clock) -> None:

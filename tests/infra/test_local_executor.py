@@ -52,9 +52,7 @@ class TestLocalTrainer(TrainerSuite):
     def new_trainer(self, tmp_path: Path) -> Callable[[Mapping[str, Path]], Trainer]:
         return lambda inputs: LocalTrainer(tmp_path / "training", inputs)
 
-    def test_the_newest_checkpoints_are_kept(
-        self, inputs: dict[str, Path], out: Path, tmp_path: Path
-    ) -> None:
+    def test_the_newest_checkpoints_are_kept(self, inputs: dict[str, Path], out: Path, tmp_path: Path) -> None:
         root = tmp_path / "training"
         LocalTrainer(root, inputs).fit(count, {}, self.GROUP, out)
         assert sorted(path.name for path in root.iterdir()) == ["step-000004", "step-000005"]

@@ -126,13 +126,11 @@ def test_an_edge_goes_to_the_model_of_the_bytes_that_were_read(attempts: Attempt
     _, second = attempts.start(attempts.first, "two")
     new = attempts.end(attempts.first, second, name="another seed")
     for number, seed in enumerate((old, new)):
-        handle = attempts.first.start_stage(
-            parent, stage_of("expert.law", {}), str(number) * 64, {"seed": seed}
-        )
+        handle = attempts.first.start_stage(parent, stage_of("expert.law", {}), str(number) * 64, {"seed": seed})
         assert handle["models"] == {"seed": seed.mlflow["model_id"]}
 
 
-# --- MLflow is not there ---------------------------------------------------------------------------------------------
+# MLflow is not there
 
 
 def assert_calm(tracker: MlflowTracker, store: Path, warnings: list[str]) -> None:
@@ -199,6 +197,7 @@ def test_a_tracker_touches_nothing_before_it_is_used(tmp_path: Path) -> None:
 
 
 def test_importing_the_tracker_leaves_mlflow_out() -> None:
-    code = "import sys, infra.mlflow_tracker, infra.mlflow_lineage, infra.mlflow_ui; print('mlflow' in sys.modules)"
+    modules = "infra.mlflow_tracker, infra.mlflow_lineage, infra.mlflow_ui"
+    code = f"import sys, {modules}; print('mlflow' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"

@@ -24,7 +24,6 @@ from tests.infra.mlflow_pipeline import (
     sha256,
 )
 
-
 pytestmark = MLFLOW_WARNINGS
 
 

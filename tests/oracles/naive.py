@@ -50,9 +50,7 @@ def attention(config: ModelConfig, block: Weights, x: Tensor) -> Tensor:
     return total
 
 
-def one_attention(
-    config: ModelConfig, w_q: Tensor, w_k: Tensor, w_v: Tensor, w_o: Tensor, x: Tensor
-) -> Tensor:
+def one_attention(config: ModelConfig, w_q: Tensor, w_k: Tensor, w_v: Tensor, w_o: Tensor, x: Tensor) -> Tensor:
     channels, queries_per_key = config.head_dim, config.n_heads // config.n_kv_heads
     past = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
     total = torch.zeros_like(x)
@@ -80,9 +78,7 @@ def ffn(config: ModelConfig, block: Weights, x: Tensor) -> Tensor:
     if config.ffn is None:
         return swiglu(w_gate, w_up, w_down, x)
     gate = gates(x @ block["ffn.router"].T, config.ffn.gate, config.ffn.top_k)
-    outputs = [
-        gate[..., e, None] * swiglu(w_gate[e], w_up[e], w_down[e], x) for e in range(config.ffn.n_experts)
-    ]
+    outputs = [gate[..., e, None] * swiglu(w_gate[e], w_up[e], w_down[e], x) for e in range(config.ffn.n_experts)]
     return torch.stack(outputs).sum(0)
 
 

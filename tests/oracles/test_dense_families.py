@@ -43,8 +43,7 @@ def blocks(model: nn.Module, norms: dict[str, str], *, interleaved: bool) -> dic
         tensors |= hf.prefixed(f"blocks.{i}.attn", hf.attention(layer.self_attn, interleaved=interleaved))
         tensors |= hf.prefixed(f"blocks.{i}.ffn", hf.swiglu(layer.mlp))
         tensors |= {
-            f"blocks.{i}.{mine}.weight": getattr(layer, theirs).weight.detach()
-            for mine, theirs in norms.items()
+            f"blocks.{i}.{mine}.weight": getattr(layer, theirs).weight.detach() for mine, theirs in norms.items()
         }
     return tensors
 
@@ -54,9 +53,7 @@ def test_cohere_is_our_parallel_block_with_interleaved_rotary_pairs() -> None:
     hf.randomise(theirs, seed=1)
     config = ModelConfig(**{**vars(OURS), "norm": "layer"})
     model = ours(config, blocks(theirs, {"norm": "input_layernorm"}, interleaved=True), torch.float32)
-    torch.testing.assert_close(
-        model.logits(model(TOKENS_BT).hidden_BTD), theirs(TOKENS_BT).logits, **FLOAT32_INSIDE
-    )
+    torch.testing.assert_close(model.logits(model(TOKENS_BT).hidden_BTD), theirs(TOKENS_BT).logits, **FLOAT32_INSIDE)
 
 
 @pytest.mark.parametrize("residual", ["parallel", "sequential"])
@@ -87,6 +84,4 @@ def test_llama_is_our_sequential_block_with_rms_norm() -> None:
     tensors = blocks(theirs, norms, interleaved=False) | {"head.weight": theirs.lm_head.weight.detach()}
     config = ModelConfig(**{**vars(OURS), "residual": "sequential", "tie_embeddings": False})
     model = ours(config, tensors, torch.float32)
-    torch.testing.assert_close(
-        model.logits(model(TOKENS_BT).hidden_BTD), theirs(TOKENS_BT).logits, **FLOAT32_INSIDE
-    )
+    torch.testing.assert_close(model.logits(model(TOKENS_BT).hidden_BTD), theirs(TOKENS_BT).logits, **FLOAT32_INSIDE)

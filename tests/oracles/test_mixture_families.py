@@ -95,9 +95,7 @@ def test_shared_kv_attention_is_that_of_jetmoe(top_k: int) -> None:
     settings._attn_implementation = "eager"
     theirs = JetMoeAttention(settings, layer_idx=0)
     hf.randomise(theirs, seed=2)
-    ours = MixtureOfAttention(
-        replace(OURS, n_kv_heads=4), AttentionExperts(N_EXPERTS, top_k, "shared", "topk_softmax")
-    )
+    ours = MixtureOfAttention(replace(OURS, n_kv_heads=4), AttentionExperts(N_EXPERTS, top_k, "shared", "topk_softmax"))
     w_k, w_v = theirs.kv_proj.weight.detach().chunk(2)
     ours.load_state_dict(
         {
@@ -185,9 +183,7 @@ def test_whole_bam_has_the_logits_and_gradients_of_its_composition(kv: str) -> N
     for name, grad in in_our_layout(theirs, kv).items():
         scale = grad.abs().max().item()
         ours_grad = ours.get_parameter(name).grad
-        torch.testing.assert_close(
-            ours_grad, grad, rtol=0, atol=2e-5 * scale, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(ours_grad, grad, rtol=0, atol=2e-5 * scale, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("top_k", [1, 2])

@@ -29,9 +29,7 @@ CONFIGS = {
     "dense-sequential-untied": replace(DENSE, residual="sequential", tie_embeddings=False),
     "btx": mixture(None, FFNExperts(3)),
     "btx-top2-topk-softmax": mixture(None, FFNExperts(3, 2, "topk_softmax")),
-    "btx-top2-renorm-sequential": mixture(
-        None, FFNExperts(3, 2, "softmax_topk_renorm"), residual="sequential"
-    ),
+    "btx-top2-renorm-sequential": mixture(None, FFNExperts(3, 2, "softmax_topk_renorm"), residual="sequential"),
     "ffn-soft": mixture(None, FFNExperts(3, 3)),
     "bam": mixture(AttentionExperts(3, 3), FFNExperts(3)),
     "bam-mha": mixture(AttentionExperts(3, 3), FFNExperts(3), n_kv_heads=4),
@@ -68,6 +66,4 @@ def test_logits_and_every_gradient_are_those_of_the_plain_sum_over_experts(name:
         expected_grad = weights[tensor].grad
         if expected_grad is None:  # an expert that no token chose, or a router whose weights are constant
             expected_grad = torch.zeros_like(parameter)
-        torch.testing.assert_close(
-            parameter.grad, expected_grad, **EXACT, msg=lambda m, t=tensor: f"{t}: {m}"
-        )
+        torch.testing.assert_close(parameter.grad, expected_grad, **EXACT, msg=lambda m, t=tensor: f"{t}: {m}")

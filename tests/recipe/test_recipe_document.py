@@ -17,9 +17,7 @@ BILLION_LAUGHS = "a0: &a0 [lol, lol]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
 )
 
-DEEP_THROUGH_ALIASES = "a0: &a0 [x]\n" + "".join(
-    f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, MAX_DEPTH + 1)
-)
+DEEP_THROUGH_ALIASES = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, MAX_DEPTH + 1))
 
 
 @pytest.mark.parametrize(

@@ -89,9 +89,7 @@ def test_a_recipe_is_frozen() -> None:
 def test_sets_win_over_the_file_and_reach_one_use_of_an_alias(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     phase = "tokens: 640, batch_tokens: 64, lr: 1e-3"
-    phases = (
-        f"{{seed: {{{phase}, data: &d {{general: 1}}}}, expert: {{{phase}, data: *d}}, mixture: {{{phase}}}}}"
-    )
+    phases = f"{{seed: {{{phase}, data: &d {{general: 1}}}}, expert: {{{phase}, data: *d}}, mixture: {{{phase}}}}}"
     path.write_text(yaml.safe_dump(spoiled({"phases": MISSING})) + f"phases: {phases}")
     recipe = load_recipe(str(path), ["phases.expert.data={own: 1}", "phases.seed.lr=7", "seed=3"])
     assert recipe.phases.seed.data == {"general": 1.0}
@@ -203,9 +201,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("changes", "path", "words"), WRONG, ids=[f"{path}:{words[:24]}" for _, path, words in WRONG]
-)
+@pytest.mark.parametrize(("changes", "path", "words"), WRONG, ids=[f"{path}:{words[:24]}" for _, path, words in WRONG])
 def test_one_mistake_gives_one_problem_at_its_key(changes: dict[str, Any], path: str, words: str) -> None:
     with pytest.raises(InvalidInput) as raised:
         recipe_from(spoiled(changes), "here")
@@ -283,11 +279,7 @@ junk = st.recursive(
 
 
 @settings(deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.sampled_from([place for place in _places(GOOD) if place]), junk), min_size=1, max_size=3
-    )
-)
+@given(st.lists(st.tuples(st.sampled_from([place for place in _places(GOOD) if place]), junk), min_size=1, max_size=3))
 def test_any_junk_is_refused_in_words_or_makes_sound_configs(
     changes: list[tuple[tuple[Any, ...], Any]],
 ) -> None:

@@ -233,9 +233,7 @@ def test_works_with_fewer_models(kept: tuple[str, ...], tmp_path: Path):
     changes = {
         "perplexity": {"models": {name: inputs.perplexity["models"][name] for name in kept}},
         "training": {name: inputs.training[name] for name in kept},
-        "routing": {
-            "models": {name: inputs.routing["models"][name] for name in kept if "." in name and "bam" in name}
-        },
+        "routing": {"models": {name: inputs.routing["models"][name] for name in kept if "." in name and "bam" in name}},
         "mixes": {},
     }
     _, page = built(fake_run(**changes), tmp_path)
@@ -277,9 +275,7 @@ def test_not_finite_figures_are_named_and_never_win(tmp_path: Path):
     assert rows["train.bam"][5] == "NaN"
     for name, data in made.items():
         if name.endswith(".svg"):
-            drawn = [
-                v for e in ET.fromstring(data).iter() for k, v in e.attrib.items() if k not in ("aria-label",)
-            ]
+            drawn = [v for e in ET.fromstring(data).iter() for k, v in e.attrib.items() if k not in ("aria-label",)]
             assert not any(re.search(r"\b(nan|inf)\b", value) for value in drawn), name
 
 
@@ -322,10 +318,7 @@ def test_reproduces_by_key_and_says_what_code_it_was(tmp_path: Path):
     lineage["nodes"][6] |= {"git_commit": "feed", "dirty": True}
     _, page = built(fake_run(lineage=lineage), tmp_path)
     key = next(node["key"] for node in lineage["nodes"] if node["stage"] == "train.bam")
-    assert (
-        f"bam run quickstart\nbam lineage train.bam@{key[:12]}\nbam verify train.bam@{key[:12]}\n"
-        in page.text
-    )
+    assert f"bam run quickstart\nbam lineage train.bam@{key[:12]}\nbam verify train.bam@{key[:12]}\n" in page.text
     assert re.search(
         r"8c1f0de2f4bd53a9, feed with uncommitted changes\.\s+Packages: ray 2.60.0, torch 2.13.0", page.text
     )

@@ -20,12 +20,7 @@ from tests.report.fakes import DOMAINS, fake_run
 def found(panel: Panel, tag: str, class_: str) -> list[ET.Element]:
     """Elements of the panel that carry all of these classes."""
     wanted = set(class_.split())
-    return [
-        e
-        for child in panel.children
-        for e in child.iter(tag)
-        if wanted <= set((e.get("class") or "").split())
-    ]
+    return [e for child in panel.children for e in child.iter(tag) if wanted <= set((e.get("class") or "").split())]
 
 
 def points(line: ET.Element) -> list[tuple[float, float]]:
@@ -73,9 +68,7 @@ def test_curve_lies_where_its_losses_are():
 
 
 def test_experts_branch_from_the_end_of_the_seed():
-    panels = only_history(
-        seed=history([4.0, 3.0]), expert_law=history([3.0, 2.0]), train_bam=history([3.0, 2.0])
-    )
+    panels = only_history(seed=history([4.0, 3.0]), expert_law=history([3.0, 2.0]), train_bam=history([3.0, 2.0]))
     seed, expert = found(panels["training-branches"], "polyline", "curve")
     (_, seed_end), (expert_start, _) = points(seed), points(expert)
     assert expert_start[0] > seed_end[0]
@@ -129,9 +122,7 @@ def test_heat_map_shades_and_prints_each_figure():
             cells = found(panel, "rect", "cell")
             assert [float(e.get("fill-opacity", "")) for e in cells] == [round(v, 3) for v in values]
             assert [e.text for e in found(panel, "text", "mid")][4:] == [f"{100 * v:.0f}" for v in values]
-            assert [e.text for e in found(panel, "text", "end")][2::2] == [
-                f"{h:.2f}" for h in shown["entropy"]
-            ]
+            assert [e.text for e in found(panel, "text", "end")][2::2] == [f"{h:.2f}" for h in shown["entropy"]]
 
 
 def test_heat_map_outlines_the_domains_own_expert():
@@ -174,10 +165,7 @@ def test_lineage_puts_every_stage_right_of_its_inputs():
 
 def test_lineage_boxes_do_not_overlap():
     panel = lineage_panel(fake_run().lineage)
-    boxes = [
-        tuple(float(e[0].get(k, "")) for k in ("x", "y", "width", "height"))
-        for e in found(panel, "g", "node")
-    ]
+    boxes = [tuple(float(e[0].get(k, "")) for k in ("x", "y", "width", "height")) for e in found(panel, "g", "node")]
     for i, (x, y, w, h) in enumerate(boxes):
         for x2, y2, w2, h2 in boxes[:i]:
             assert x + w <= x2 or x2 + w2 <= x or y + h <= y2 or y2 + h2 <= y
@@ -186,9 +174,7 @@ def test_lineage_boxes_do_not_overlap():
 def test_lineage_draws_every_input_and_fades_those_that_others_imply():
     panel = lineage_panel(graph("ab", "bc", "ac", "cd", "ad", "ce", "de", "ae"))
     assert len(found(panel, "path", "edge")) == 8
-    assert (
-        len(found(panel, "path", "edge implied")) == 2
-    )  # a-c and c-e; a-d and a-e pass over three layers and more
+    assert len(found(panel, "path", "edge implied")) == 2  # a-c and c-e; a-d and a-e pass over three layers and more
     assert len(found(panel, "path", "edge long")) == 2
     assert len(found(lineage_panel(fake_run().lineage), "path", "edge")) == len(fake_run().lineage["edges"])
 

@@ -29,8 +29,7 @@ def changed(model: str, **figures: Any) -> ReportInputs:
 def test_headline_names_the_winner_and_its_rivals():
     found = find(fake_run())
     assert plain(found.headline) == (
-        "train.bam has the lowest average perplexity: 11.58, "
-        "against train.btx (12.80), dense (13.28) and seed (17.16)."
+        "train.bam has the lowest average perplexity: 11.58, against train.btx (12.80), dense (13.28) and seed (17.16)."
     )
     assert [(tile.value, plain(tile.what)) for tile in found.tiles] == [
         ("11.58", "average perplexity of train.bam"),
@@ -41,9 +40,7 @@ def test_headline_names_the_winner_and_its_rivals():
 
 
 def test_a_mixture_that_lost_is_not_made_the_winner():
-    assert plain(find(changed("train.bam", average_perplexity=13.0)).headline).startswith(
-        "train.btx has the lowest"
-    )
+    assert plain(find(changed("train.bam", average_perplexity=13.0)).headline).startswith("train.btx has the lowest")
     assert plain(find(changed("seed", average_perplexity=1.0)).headline) == (
         "seed has the lowest average perplexity: 1.00, against train.bam (11.58) and dense (13.28)."
     )
@@ -51,17 +48,12 @@ def test_a_mixture_that_lost_is_not_made_the_winner():
 
 def test_says_that_btx_is_smaller_with_the_papers_matched_figure():
     text = caveats(fake_run())
-    assert (
-        "train.bam uses 1.31 times the active parameters and 1.93 times the FLOPs per token of train.btx"
-        in text
-    )
+    assert "train.bam uses 1.31 times the active parameters and 1.93 times the FLOPs per token of train.btx" in text
     assert "narrows the gap from 9.5% to about 3% (BAM, Tables 1 and 5)" in text
 
 
 def test_does_not_speak_of_size_where_it_is_equal_or_btx_won():
-    size = {
-        key: fake_run().perplexity["models"]["train.bam"][key] for key in ("params_active", "flops_per_token")
-    }
+    size = {key: fake_run().perplexity["models"]["train.bam"][key] for key in ("params_active", "flops_per_token")}
     perplexity = deepcopy(fake_run().perplexity)
     for name in ("train.btx", "dense", "seed"):
         perplexity["models"][name] |= size

@@ -194,8 +194,7 @@ def test_routing_csv_holds_both_routers():
 def test_lineage_csv_holds_every_edge():
     inputs = fake_run()
     rows = [
-        (r["from_stage"], r["from_key"], r["role"], r["to_stage"], r["to_key"])
-        for r in long_table(inputs, "lineage")
+        (r["from_stage"], r["from_key"], r["role"], r["to_stage"], r["to_key"]) for r in long_table(inputs, "lineage")
     ]
     edges = inputs.lineage["edges"]
     assert rows == [(*e["from"].values(), e["role"], *e["to"].values()) for e in edges]

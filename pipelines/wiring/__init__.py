@@ -1,0 +1,25 @@
+"""The composition root: the only package that joins the pipelines to Ray, MLflow and storage.
+
+Slow libraries are imported where they are composed, so that a plan, or a run that reuses everything, pays for none.
+"""
+
+from pipelines.wiring.looking import Check, doctor, generate, lineage, lineage_sync, serve_ui
+from pipelines.wiring.planning import Plan, make_plan
+from pipelines.wiring.running import run, run_stage
+from pipelines.wiring.settings import Settings, open_store, open_tracker
+
+__all__ = [
+    "Check",
+    "Plan",
+    "Settings",
+    "doctor",
+    "generate",
+    "lineage",
+    "lineage_sync",
+    "make_plan",
+    "open_store",
+    "open_tracker",
+    "run",
+    "run_stage",
+    "serve_ui",
+]

@@ -1,0 +1,173 @@
+"""What is there: lineage, MLflow's pages, a model's words, and whether this machine can run."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+import webbrowser
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from bam_core.errors import BamError, StoreError, UsageError
+from bam_core.graph import refs
+from pipelines.wiring.settings import Settings, open_store
+
+if TYPE_CHECKING:
+    from bam_core.graph.lineage import Graph
+
+
+def lineage(ref: str, settings: Settings, direction: Literal["up", "down", "both"]) -> Graph:
+    from bam_core.graph.lineage import lineage as graph_of
+
+    records = open_store(settings).records()
+    return graph_of(records, refs.resolve(ref, records).key, direction)
+
+
+def lineage_sync(settings: Settings) -> int:
+    """Write every record of the store into MLflow; returns how many are there. Raises StoreError if MLflow is down."""
+    from infra.mlflow_connect import default_tracking_uri
+    from infra.mlflow_lineage import sync
+    from infra.mlflow_tracker import MlflowTracker
+
+    store = open_store(settings)
+    uri = settings.tracking_uri or default_tracking_uri(store.uri)
+    if uri is None:
+        raise UsageError("a remote store needs --tracking-uri: it cannot hold MLflow's SQLite database")
+    try:
+        synced = sync(store.records(), MlflowTracker(uri, store.uri), store.localize)
+    except Exception as error:
+        raise StoreError(f"MLflow at {uri}: {error}") from error
+    return synced.total
+
+
+def serve_ui(settings: Settings, port: int, open_browser: bool) -> None:
+    """Serve MLflow's pages on loopback until interrupted."""
+    from infra.mlflow_connect import artifact_root, default_tracking_uri
+    from infra.mlflow_ui import LANDING, serve
+
+    uri = settings.tracking_uri or default_tracking_uri(open_store(settings).uri)
+    if uri is None:
+        raise UsageError("a remote store has no tracking database of its own; give --tracking-uri")
+    with serve(uri, artifact_root(uri), port=port) as address:
+        print(f"MLflow: {address}{LANDING}\nctrl-C stops it", flush=True)
+        if open_browser:
+            webbrowser.open(address + LANDING)
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            return
+
+
+def generate(
+    ref: str,
+    prompt: str,
+    settings: Settings,
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> str:
+    """Continue `prompt` with a model. Raises UsageError if `ref` is no model."""
+    store = open_store(settings)
+    record = refs.resolve(ref, store.records())
+    if not any(output.path == "config.json" for output in record.outputs):
+        raise UsageError(f"{ref}: {record.stage} makes no model; try one of seed, expert.*, train.*")
+    import torch
+
+    from bam_core.checkpoint import load_model
+    from bam_core.data.tokenize import Tokenizer
+    from bam_core.nn.generate import generate as continue_tokens
+
+    folder = store.localize(record)
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    tokens = torch.tensor([tokenizer.eos_id, *tokenizer.encode_batch([prompt])[0]])
+    model = load_model(folder).eval()
+    new = continue_tokens(model, tokens, max_new_tokens, temperature=temperature, seed=seed, eos_id=tokenizer.eos_id)
+    return tokenizer.decode(new)
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+
+def doctor(settings: Settings) -> list[Check]:
+    """Is everything there that a run needs? Starts nothing and leaves nothing behind."""
+    return [
+        _python(),
+        *(_package(name) for name in ("torch", "ray", "mlflow", "pyarrow")),
+        _shared_memory(),
+        _store(settings),
+        _room(settings),
+        _tracking(settings),
+    ]
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Check("python", sys.version_info[:2] == (3, 11), version, "bam is tested on Python 3.11")
+
+
+def _package(name: str) -> Check:
+    try:
+        return Check(name, True, metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return Check(name, False, "is not installed", f"pip install -c constraints.txt {name}")
+
+
+def _shared_memory() -> Check:
+    if not Path("/dev/shm").is_dir():
+        return Check("shared memory", True, "no /dev/shm: Ray will use slower files")
+    free_mib = shutil.disk_usage("/dev/shm").free // 2**20
+    return Check(
+        "shared memory",
+        free_mib >= 128,
+        f"{free_mib} MiB free in /dev/shm",
+        "Ray wants 128 MiB: docker run --shm-size=1g",
+    )
+
+
+def _store(settings: Settings) -> Check:
+    try:
+        store = open_store(settings)
+        n_artifacts = len(store.records())
+        store.check_writable()
+    except BamError as error:
+        return Check("store", False, str(error), "give another --store, or set BAM_STORE")
+    return Check("store", True, f"{store.uri}: writable, {n_artifacts} artifacts")
+
+
+def _room(settings: Settings) -> Check:
+    from infra.mlflow_connect import local_path
+
+    folder = local_path(settings.store)
+    while folder is not None and not folder.exists():
+        folder = folder.parent
+    if folder is None:
+        return Check("disk", True, "the store is not on this machine")
+    free_gib = shutil.disk_usage(folder).free / 2**30
+    return Check("disk", free_gib >= 2, f"{free_gib:.1f} GiB free", "the quickstart needs about 1 GiB")
+
+
+def _tracking(settings: Settings) -> Check:
+    from infra.mlflow_connect import connect, default_tracking_uri, sqlite_file
+
+    uri = settings.tracking_uri or default_tracking_uri(open_store(settings).uri)
+    if uri is None:
+        return Check("mlflow tracking", True, "off: a remote store needs --tracking-uri")
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        return Check("mlflow tracking", True, f"{file}: the first run makes it")
+    try:
+        connect(uri).search_experiments(max_results=1)
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200]
+        return Check("mlflow tracking", False, reason, "runs go on without it; `bam lineage sync` fills it in later")
+    return Check("mlflow tracking", True, str(file or uri))

@@ -1,0 +1,116 @@
+"""A recipe and what is there, to what happens: texts and records are read, nothing is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bam_core.errors import ArtifactDamaged, InvalidInput
+from bam_core.graph import refs
+from bam_core.graph.key import pipeline_keys
+from bam_core.graph.plan import Decision, Facts, plan
+from bam_core.graph.record import Record
+from bam_core.graph.select import Selection
+from bam_core.graph.stage import Pipeline
+from bam_core.nn import costs
+from infra.sources import TextSources
+from infra.store import ArtifactStore
+from pipelines import bam
+from pipelines.recipe import Recipe
+from pipelines.wiring.settings import Settings, open_store
+
+
+@dataclass(frozen=True)
+class Plan:
+    """models: name -> sizes and costs, for the plan's table. given: (stage, role) -> record of an `--input`.
+
+    seen: stage -> when the record that was there at plan time was written.
+    """
+
+    pipeline: Pipeline
+    keys: Mapping[str, str]
+    decisions: list[Decision]
+    models: Mapping[str, Mapping[str, Any]]
+    given: Mapping[tuple[str, str], Record]
+    seen: Mapping[str, float]
+
+
+def make_plan(
+    recipe: Recipe,
+    settings: Settings,
+    selection: Selection,
+    inputs: Mapping[tuple[str, str], str] | None = None,
+) -> Plan:
+    """Decide what every stage does. Reads the texts (for their digests) and the store; writes nothing."""
+    store = open_store(settings)
+    pipeline = _absolute(bam.build(recipe, text_digests(recipe)))
+    selection.stages(pipeline)
+    given = {place: refs.resolve(ref, store.records()) for place, ref in (inputs or {}).items()}
+    keys = pipeline_keys(pipeline, {place: record.key for place, record in given.items()})
+    facts = {stage.name: _facts(store, stage.name, keys[stage.name]) for stage in pipeline}
+    decisions = plan(pipeline, keys, facts, selection, now=time.time(), given=given, recipe=recipe.name)
+    seen = {stage: fact.record.ended for stage, fact in facts.items() if fact.record is not None}
+    return Plan(pipeline, keys, decisions, _models(recipe, pipeline), given, seen)
+
+
+def text_digests(recipe: Recipe) -> dict[str, str]:
+    """Content identity of each domain's text. Raises InvalidInput with every domain's problems at once."""
+    sources, digests, problems = TextSources(), {}, []
+    for domain in recipe.domains:
+        try:
+            digests[domain] = sources.digest(recipe.source(domain))
+        except InvalidInput as error:
+            problems += [problem.under(f"domains.{domain}.source") for problem in error.problems]
+    if problems:
+        raise InvalidInput(f"recipe {recipe.name}", problems)
+    return digests
+
+
+def _facts(store: ArtifactStore, stage: str, key: str) -> Facts:
+    record, damaged = None, None
+    try:
+        record = store.record(stage, key)
+    except ArtifactDamaged as error:
+        damaged = str(error)
+    older = [] if record else [other for other in store.records(stage) if other.key != key]
+    return Facts(record, damaged, store.lease_info(stage, key), older[-1] if older else None)
+
+
+def _models(recipe: Recipe, pipeline: Pipeline) -> dict[str, dict[str, Any]]:
+    """Sizes and costs by arithmetic. train_flops: of the model's own stage."""
+    models = {}
+    for name, config in bam.model_configs(recipe).items():
+        phase = pipeline[name].config.get("phase")
+        tokens = -(-phase["tokens"] // phase["batch_tokens"]) * phase["batch_tokens"] if phase else 0
+        models[name] = {
+            "params_total": costs.params_total(config),
+            "params_active": costs.params_active(config),
+            "flops_per_token": costs.flops_per_token(config, config.max_seq_len),
+            "train_tokens": tokens,
+            "train_flops": costs.training_flops(config, tokens, config.max_seq_len),
+            "training_bytes": costs.training_bytes(config) if phase else None,
+            "cache_bytes_per_token": costs.cache_bytes_per_token(config),
+        }
+    return models
+
+
+def _absolute(pipeline: Pipeline) -> Pipeline:
+    """Stages run in other folders than the command: relative paths of texts become absolute."""
+
+    def absolute(value: Any, name: str = "") -> Any:
+        if isinstance(value, Mapping):
+            return {key: absolute(part, key) for key, part in value.items()}
+        if name == "path" and isinstance(value, str) and "://" not in value:
+            return str(Path(value).expanduser().absolute())
+        return value
+
+    stages = (
+        stage
+        if any(source.get("kind") == "hf" for source in [stage.runtime.get("source", {})])
+        else replace(stage, runtime=absolute(stage.runtime))
+        for stage in pipeline
+    )
+    return Pipeline(pipeline.name, tuple(stages))

@@ -1,0 +1,227 @@
+"""A plan to artifacts: jobs, the executor that runs them, and the adapters each gets in its own process."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bam_core.errors import UsageError, nearest
+from bam_core.graph.key import input_keys, stage_payload
+from bam_core.graph.plan import Decision
+from bam_core.graph.record import Record
+from bam_core.graph.select import Selection
+from bam_core.graph.stage import Pipeline, Stage
+from bam_core.protocols import Executor, Metrics, StageFunction, Trainer
+from infra.live_log import LiveLog
+from infra.provenance import capture
+from infra.sources import TextSources
+from infra.store import ArtifactStore
+from pipelines import bam
+from pipelines.recipe import Recipe
+from pipelines.runner import (
+    Display,
+    PipelineRun,
+    RunResult,
+    Services,
+    StageEnd,
+    StageJob,
+    StageResult,
+    Task,
+    run_stage_job,
+)
+from pipelines.stages import KINDS
+from pipelines.wiring.planning import Plan, make_plan, text_digests
+from pipelines.wiring.settings import Settings, open_store, open_tracker
+
+
+def run(
+    recipe: Recipe,
+    settings: Settings,
+    selection: Selection,
+    display: Display,
+    *,
+    keep_going: bool = True,
+    max_parallel: int | None = None,
+    inputs: Mapping[tuple[str, str], str] | None = None,
+) -> RunResult:
+    """Plan, then make what is missing. Ray starts only if something runs."""
+    started = time.monotonic()
+    made = make_plan(recipe, settings, selection, inputs)
+    run_id = f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+    store = open_store(settings)
+    settings = replace(settings, store=store.uri)
+    tracker = open_tracker(settings, display.message)
+    to_do = [decision for decision in made.decisions if decision.action in ("run", "wait")]
+    if not to_do:
+        watcher = PipelineRun(made.pipeline, made.decisions, {}, store, display)
+        display.update(watcher.states())
+        status = "failed" if any(decision.action == "blocked" for decision in made.decisions) else "done"
+        return _ended(run_id, status, started, watcher)
+
+    store.check_writable()
+    handle = tracker.start_pipeline(recipe.name, run_id, recipe.model_dump(mode="json", exclude_none=True))
+    jobs = {decision.stage: _job(decision, made, run_id, handle) for decision in to_do}
+    watcher = PipelineRun(made.pipeline, made.decisions, jobs, store, display, fail_fast=not keep_going)
+    status, executor = "interrupted", None
+    try:
+        executor = _open_executor(settings, made.pipeline)
+        most = max_parallel or recipe.runtime.max_parallel or executor.capacity
+        status = watcher.run(executor, Task(_run_stage, (settings,)), most)
+    except KeyboardInterrupt:
+        display.message("interrupted: what is done is kept, and the same command continues")
+    finally:
+        if executor is not None:
+            executor.close()
+        tracker.end_pipeline(handle, status)
+    return _ended(run_id, status, started, watcher)
+
+
+def _ended(run_id: str, status: str, started: float, watcher: PipelineRun) -> RunResult:
+    results = watcher.results()
+    return RunResult(run_id, status, time.monotonic() - started, results, _report(results))
+
+
+def run_stage(
+    name: str,
+    recipe: Recipe,
+    settings: Settings,
+    inputs: Mapping[str, str],
+    with_deps: bool,
+    display: Display,
+) -> RunResult:
+    """Make one stage on its own. inputs: role -> reference.
+
+    Raises UsageError if an input is neither there nor asked for.
+    """
+    pipeline = bam.build(recipe, text_digests(recipe))
+    roles = pipeline[name].inputs
+    for role in inputs.keys() - roles.keys():
+        raise UsageError(f"{name} has no input {role!r}: {nearest(role, roles)}")
+    given = {(name, role): ref for role, ref in inputs.items()}
+    selection = Selection(until=(name,)) if with_deps else Selection(only=(name,))
+    for decision in make_plan(recipe, settings, selection, given).decisions:
+        if decision.stage == name and decision.action == "blocked":
+            raise UsageError(f"{name}: {decision.reason}; or add --with-deps, or give --input ROLE=REF")
+    return run(recipe, settings, selection, display, inputs=given)
+
+
+def _job(decision: Decision, made: Plan, run_id: str, handle: Mapping[str, Any]) -> StageJob:
+    stage = made.pipeline[decision.stage]
+    overrides = {place: record.key for place, record in made.given.items()}
+    parents = {
+        role: (made.given[stage.name, role].stage, made.given[stage.name, role].key)
+        if (stage.name, role) in made.given
+        else (parent, made.keys[parent])
+        for role, parent in stage.inputs.items()
+    }
+    return StageJob(
+        stage=stage,
+        key=decision.key,
+        payload=stage_payload(stage, input_keys(stage, made.keys, overrides)),
+        inputs=parents,
+        replaces=made.seen.get(decision.stage) if decision.action == "run" else None,
+        owner=f"{socket.gethostname()}:{os.getpid()} {run_id}",
+        provenance=capture(sys.argv),
+        tracking=handle,
+    )
+
+
+def _open_executor(settings: Settings, pipeline: Pipeline) -> Executor:
+    if settings.executor == "local":
+        from infra.local_executor import LocalExecutor
+
+        return LocalExecutor()
+    from infra import ray_env
+
+    ray_env.prepare(settings.verbose)
+    from infra.ray_executor import RayExecutor, available_cpus
+
+    # An embedded Ray has as many logical CPUs as the largest group asks for: a small laptop runs it too,
+    # only slower.
+    largest = max(stage.resources.workers * stage.resources.cpus for stage in pipeline)
+    return RayExecutor(settings.address, max(available_cpus(), largest), settings.verbose)
+
+
+def _run_stage(job: StageJob, settings: Settings) -> StageEnd:
+    """The task that an executor runs, in this process or another."""
+    return run_stage_job(job, _services(settings))
+
+
+def _services(settings: Settings) -> Services:
+    store = open_store(settings)
+    tracker = open_tracker(settings)
+    return Services(
+        store=store,
+        tracker=tracker,
+        sources=TextSources(),
+        function=_stage_function,
+        trainer=lambda job, records, attempt, log: _trainer(settings, store, job, records, attempt, log),
+        live_log=lambda attempt, handle: LiveLog(attempt, tracker, handle),
+        capture=_capture(settings),
+    )
+
+
+def _stage_function(stage: Stage) -> StageFunction:
+    return KINDS[stage.function].function()
+
+
+def _capture(settings: Settings) -> Callable[[Path], Any]:
+    """A Ray task has a process to itself, so its output goes to the attempt's log; a thread has not."""
+    if settings.executor == "local":
+        return lambda path: nullcontext()
+    from infra.logs import capture_output
+
+    return capture_output
+
+
+def _trainer(
+    settings: Settings,
+    store: ArtifactStore,
+    job: StageJob,
+    records: Mapping[str, Record],
+    attempt: Path,
+    log: Callable[[int, Metrics], None],
+) -> Trainer:
+    training_uri = f"{store.training_uri(job.stage.name, job.key)}/{_training_name(job, records)}"
+    locate = LocateInputs(store.uri, dict(records))
+    if settings.executor == "local":
+        from infra.local_executor import LocalTrainer
+
+        return LocalTrainer(Path(training_uri), locate(), log)
+    from infra.ray_train import RayTrainer
+
+    return RayTrainer(training_uri, locate, log, attempt)
+
+
+def _training_name(job: StageJob, records: Mapping[str, Record]) -> str:
+    """A run resumes by name, so the name says what it is and, since a key does not see bytes, what it read."""
+    read = "".join(f"{role}={record.digest};" for role, record in sorted(records.items()))
+    return f"{job.stage.name}-{job.key[:12]}-{hashlib.sha256(read.encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True)
+class LocateInputs:
+    """Local folders of a stage's inputs, wherever it is called."""
+
+    store_uri: str
+    records: Mapping[str, Record]
+
+    def __call__(self) -> dict[str, Path]:
+        store = ArtifactStore(self.store_uri)
+        return {role: store.localize(record) for role, record in self.records.items()}
+
+
+def _report(results: tuple[StageResult, ...]) -> str | None:
+    for result in results:
+        if result.stage == "report" and result.artifact:
+            return f"{result.artifact}/report.html"
+    return None
