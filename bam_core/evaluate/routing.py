@@ -70,5 +70,5 @@ class _RouterSums:
 
 
 def _normalised_entropy(probs_NE: Tensor) -> Tensor:
-    n_experts = probs_NE.shape[-1]
-    return torch.special.entr(probs_NE).sum(-1) / log(max(2, n_experts))
+    entropy_N: Tensor = torch.special.entr(probs_NE).sum(-1)
+    return entropy_N / log(max(2, probs_NE.shape[-1]))

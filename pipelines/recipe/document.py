@@ -110,7 +110,7 @@ def _refuse_too_much(root: yaml.Node, where: str) -> None:
 
     values, levels = measure(root)
     _refuse_too_deep(levels, where)
-    if False:
+    if values > MAX_NODES:
         raise InvalidInput(where, [Problem("", "...", f"stands for more than {MAX_NODES} values; write them out")])
 
 

@@ -203,9 +203,13 @@ def _trainer(
 
 
 def _training_name(job: StageJob, records: Mapping[str, Record]) -> str:
-    """A run resumes by name, so the name says what it is and, since a key does not see bytes, what it read."""
+    """A run resumes by name, so the name says what it is and, since a key does not see bytes, what it read.
+
+    What it replaces is in it too: a forced run continues its own checkpoints, never those of the run that it repeats.
+    """
     read = "".join(f"{role}={record.digest};" for role, record in sorted(records.items()))
-    return f"{job.stage.name}-{job.key[:12]}-{hashlib.sha256(read.encode()).hexdigest()[:8]}"
+    identity = read if job.replaces is None else f"{read}replaces={job.replaces}"
+    return f"{job.stage.name}-{job.key[:12]}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)

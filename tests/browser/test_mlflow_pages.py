@@ -92,9 +92,9 @@ def test_a_run_shows_its_data(site: Site) -> None:
     site.shoot("run-data")
 
 
-def test_models_are_listed_with_their_perplexities(site: Site) -> None:
+def test_models_are_listed_with_the_runs_that_made_them(site: Site) -> None:
     site.open("models")
-    site.see(*(stage.replace(".", "-") for stage in MODELS), "perplexity/law")
+    site.see("Ready", *MODELS, *(stage.replace(".", "-") for stage in MODELS))
     site.shoot("models")
 
 

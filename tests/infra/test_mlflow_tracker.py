@@ -137,6 +137,11 @@ def test_a_model_carries_its_final_figures_and_its_scores(played: Played) -> Non
     assert figures["train_flops"] == 1e12
 
 
+def test_scores_are_in_the_run_that_made_the_model(played: Played) -> None:
+    assert played.run("train.bam").data.metrics["perplexity/law"] == 11.0
+    assert set(played.run("evaluate").data.metrics) == {f"average_perplexity.{stage}" for stage in MODELS}
+
+
 def test_edges_between_models(played: Played) -> None:
     ids = {stage: played.model(stage).model_id for stage in MODELS}
     reads = {

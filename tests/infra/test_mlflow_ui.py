@@ -13,8 +13,9 @@ import pytest
 
 from bam_core.errors import BamError, UsageError
 from infra import mlflow_ui
+from infra.mlflow_tracker import MlflowTracker
 from infra.mlflow_ui import serve
-from tests.infra.mlflow_pipeline import MLFLOW_WARNINGS, RECIPE, fresh_tracker
+from tests.infra.mlflow_pipeline import MLFLOW_WARNINGS, RECIPE, TinyPipeline, fresh_tracker
 
 pytestmark = MLFLOW_WARNINGS
 
@@ -37,6 +38,22 @@ def test_it_serves_the_stores_runs_and_stops(tmp_path: Path) -> None:
         assert get(url, f"/get-artifact?path=recipe.yaml&run_uuid={run_id}")[0] == 200
     with pytest.raises(OSError):
         get(url, "/health")
+
+
+def test_a_pipeline_is_tracked_through_a_server_without_a_word(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    warnings: list[str] = []
+    pipeline = TinyPipeline(tmp_path)
+    empty = fresh_tracker(tmp_path)
+    with serve(empty.tracking_uri, tmp_path / "mlflow", port=0) as url:
+        pipeline.play(MlflowTracker(url, str(tmp_path), warnings.append))
+    assert warnings == []
+    assert capfd.readouterr() == ("", "")
+    seed = empty.client.get_run(pipeline.records["seed"].mlflow["run_id"])
+    assert seed.info.status == "FINISHED"
+    assert list((tmp_path / "mlflow").rglob("artifacts/report.html"))
+    assert list((tmp_path / "mlflow").rglob("artifacts/MODEL_CARD.md"))
 
 
 def test_a_server_elsewhere_is_only_named() -> None:

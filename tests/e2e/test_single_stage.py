@@ -1,0 +1,79 @@
+"""`bam stage NAME RECIPE`: one stage on its own, from what is there, from what is given, or with all it needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from tests.e2e.kit import Place, executed
+
+
+def test_a_stage_runs_from_inputs_that_are_there(up_to: Callable[..., Place], finished: Place) -> None:
+    place = up_to("tokenizer", "data.*", "seed")
+    before = place.attempts()
+    answer = place.bam("stage", "expert.law", str(place.recipe), "--json")
+    assert answer.status == 0, answer.err
+    assert executed(before, place.attempts()) == {"expert.law"}
+    assert place.record("expert.law")["digest"] == finished.record("expert.law")["digest"]
+
+
+def test_a_stage_without_its_inputs_is_refused_and_nothing_is_written(empty: Place) -> None:
+    answer = empty.bam("stage", "expert.law", str(empty.recipe))
+    assert answer.status == 2
+    assert answer.out == ""
+    assert "expert.law: needs seed" in answer.err
+    assert "--with-deps" in answer.err
+    assert "--input ROLE=REF" in answer.err
+    assert "Traceback" not in answer.err
+    assert not empty.store.exists()
+
+
+def test_with_deps_makes_what_it_needs_and_nothing_else(up_to: Callable[..., Place], finished: Place) -> None:
+    place = up_to("tokenizer", "data.general")
+    before = place.attempts()
+    answer = place.bam("stage", "expert.law", str(place.recipe), "--with-deps", "--json")
+    assert answer.status == 0, answer.err
+    assert executed(before, place.attempts()) == {"seed", "data.law", "expert.law"}
+    assert place.record("expert.law")["digest"] == finished.record("expert.law")["digest"]
+
+
+def test_an_input_that_is_given_is_read_recorded_and_keyed(up_to: Callable[..., Place], finished: Place) -> None:
+    """The law expert branched from the code expert instead of from the seed."""
+    place = up_to("tokenizer", "data.*", "seed", "expert.*")
+    given = place.record("expert.code")
+    answer = place.bam("stage", "expert.law", str(place.recipe), "--input", "seed=expert.code@latest", "--json")
+    assert answer.status == 0, answer.err
+    usual = finished.record("expert.law")
+    [other] = [folder for folder in place.artifacts("expert.law") if folder.name != usual["key"][:12]]
+    record = json.loads((other / "record.json").read_text())
+    assert answer.stages()["expert.law"]["key"] == record["key"] != usual["key"]
+    assert record["inputs"]["seed"] == {name: given[name] for name in ("stage", "key", "digest")}
+    assert record["digest"] != usual["digest"]
+    assert record["metrics"]["lineage_tokens"] == usual["metrics"]["lineage_tokens"] + 20 * 256
+
+    again = place.bam("stage", "expert.law", str(place.recipe), "--input", "seed=expert.code", "--json")
+    assert again.actions()["expert.law"] == "reuse"
+    assert place.run("--only", "expert.law").actions() == {"expert.law": "reuse"}, "the recipe's own is still done"
+
+
+def test_a_given_input_replaces_one_that_is_missing(up_to: Callable[..., Place]) -> None:
+    place = up_to("tokenizer", "data.*", "expert.code")
+    answer = place.bam("stage", "expert.law", str(place.recipe), "--input", "seed=expert.code", "--json")
+    assert answer.status == 0, answer.err
+    assert not place.is_done("seed")
+
+
+def test_wrong_inputs_are_refused_and_nothing_is_written(up_to: Callable[..., Place]) -> None:
+    place = up_to("tokenizer", "data.*", "seed")
+    before = {path for path in place.store.rglob("*")}
+    for words, expected in [
+        (("expert.lwa", str(place.recipe)), "did you mean 'expert.law'?"),
+        (("expert.law", str(place.recipe), "--input", "sed=seed"), "did you mean 'seed'?"),
+        (("expert.law", str(place.recipe), "--input", "seed=sed"), "'sed' names no artifact"),
+        (("expert.law", str(place.recipe), "--input", "seed"), "must read role=REF"),
+        (("expert.law", str(place.recipe), "--input", "seed=seed@0000"), "names no artifact"),
+    ]:
+        answer = place.bam("stage", *words)
+        assert answer.status == 2, words
+        assert expected in answer.err
+    assert {path for path in place.store.rglob("*")} == before
