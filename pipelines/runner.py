@@ -93,7 +93,6 @@ class StageJob:
     replaces: float | None
     owner: str
     provenance: Mapping[str, Any]
-    tracking: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -121,15 +120,18 @@ class StageEnd:
     made: bool
 
 
-def run_stage_job(job: StageJob, services: Services) -> StageEnd:
-    """Make one artifact, or take it from a run that made it meanwhile. Raises StageFailed with the reason."""
+def run_stage_job(job: StageJob, tracking: Mapping[str, Any], services: Services) -> StageEnd:
+    """Make one artifact, or take it from a run that made it meanwhile. Raises StageFailed with the reason.
+
+    tracking: the tracker's handle of the pipeline run that this stage belongs to.
+    """
     store, name = services.store, job.stage.name
     try:
         lease = _acquire_or_reuse(job, store)
         if isinstance(lease, Record):
             return StageEnd(lease, made=False)
         try:
-            return StageEnd(_attempt(job, services, lease), made=True)
+            return StageEnd(_attempt(job, tracking, services, lease), made=True)
         finally:
             lease.release()
     except BamError as error:
@@ -165,11 +167,11 @@ def _made_meanwhile(job: StageJob, store: Store) -> Record | None:
     return record if rebuilt_input(record, inputs) is None else None
 
 
-def _attempt(job: StageJob, services: Services, lease: Lease) -> Record:
+def _attempt(job: StageJob, tracking: Mapping[str, Any], services: Services, lease: Lease) -> Record:
     store, tracker, stage = services.store, services.tracker, job.stage
     records = {role: _input_record(store, role, parent) for role, parent in job.inputs.items()}
     attempt = store.next_attempt(stage.name, job.key)
-    handle = tracker.start_stage(job.tracking, stage, job.key, records)
+    handle = tracker.start_stage(tracking, stage, job.key, records)
     error: dict[str, Any] | None = None
     try:
         return _make(job, services, lease, records, attempt, handle)
@@ -277,6 +279,7 @@ class PipelineRun:
         self._clock: dict[str, tuple[float, float | None]] = {}
         self._ends: dict[str, StageEnd] = {}
         self._errors: dict[str, str] = {}
+        self._last: dict[str, Mapping[str, Any]] = {}
 
     def run(self, executor: Executor, task: Task, max_parallel: int) -> str:
         """Run to the end of what can be run. Returns `done` or `failed`."""
@@ -296,6 +299,7 @@ class PipelineRun:
 
     def _ended(self, name: str, outcome: Any) -> None:
         self._clock[name] = (self._clock[name][0], time.monotonic())
+        self._last[name] = self._progress(name)
         if isinstance(outcome, BaseException):
             self._errors[name] = str(outcome)
             self._schedule.failed(name)
@@ -310,7 +314,7 @@ class PipelineRun:
     def _state(self, decision: Decision) -> StageState:
         status = self._status(decision)
         reason = self._errors.get(decision.stage, decision.reason)
-        progress = self._store.progress(decision.stage, decision.key) if status == "running" else None
+        progress = self._progress(decision.stage) if status == "running" else self._last.get(decision.stage)
         return StageState(
             decision.stage,
             decision.key,
@@ -320,6 +324,9 @@ class PipelineRun:
             self._seconds(decision.stage),
             progress or {},
         )
+
+    def _progress(self, name: str) -> Mapping[str, Any]:
+        return self._store.progress(name, self._decisions[name].key) or {}
 
     def _status(self, decision: Decision) -> str:
         name = decision.stage

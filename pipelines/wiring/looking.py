@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import time
 import webbrowser
@@ -31,6 +32,7 @@ def lineage_sync(settings: Settings) -> int:
     from infra.mlflow_connect import default_tracking_uri
     from infra.mlflow_lineage import sync
     from infra.mlflow_tracker import MlflowTracker
+    from infra.provenance import mask_text
 
     store = open_store(settings)
     uri = settings.tracking_uri or default_tracking_uri(store.uri)
@@ -39,7 +41,7 @@ def lineage_sync(settings: Settings) -> int:
     try:
         synced = sync(store.records(), MlflowTracker(uri, store.uri), store.localize)
     except Exception as error:
-        raise StoreError(f"MLflow at {uri}: {error}") from error
+        raise StoreError(f"MLflow at {mask_text(uri)}: {mask_text(str(error))}") from error
     return synced.total
 
 
@@ -53,6 +55,7 @@ def serve_ui(settings: Settings, port: int, open_browser: bool) -> None:
         raise UsageError("a remote store has no tracking database of its own; give --tracking-uri")
     with serve(uri, artifact_root(uri), port=port) as address:
         print(f"MLflow: {address}{LANDING}\nctrl-C stops it", flush=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server does not outlive us
         if open_browser:
             webbrowser.open(address + LANDING)
         try:

@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,14 +69,21 @@ def run(
         return _ended(run_id, status, started, watcher)
 
     store.check_writable()
-    handle = tracker.start_pipeline(recipe.name, run_id, recipe.model_dump(mode="json", exclude_none=True))
-    jobs = {decision.stage: _job(decision, made, run_id, handle) for decision in to_do}
-    watcher = PipelineRun(made.pipeline, made.decisions, jobs, store, display, fail_fast=not keep_going)
-    status, executor = "interrupted", None
+    watcher = PipelineRun(
+        made.pipeline, made.decisions, _jobs(made, to_do, run_id), store, display, fail_fast=not keep_going
+    )
+    display.update(watcher.states())
+    status, executor, handle = "interrupted", None, {}
     try:
-        executor = _open_executor(settings, made.pipeline)
+        # MLflow and Ray each take seconds to start, and neither needs the other.
+        with ThreadPoolExecutor(1) as beside:
+            tracking = beside.submit(
+                tracker.start_pipeline, recipe.name, run_id, recipe.model_dump(mode="json", exclude_none=True)
+            )
+            executor = _open_executor(settings, made.pipeline)
+        handle = tracking.result()
         most = max_parallel or recipe.runtime.max_parallel or executor.capacity
-        status = watcher.run(executor, Task(_run_stage, (settings,)), most)
+        status = watcher.run(executor, Task(_run_stage, (handle, settings)), most)
     except KeyboardInterrupt:
         display.message("interrupted: what is done is kept, and the same command continues")
     finally:
@@ -114,24 +122,24 @@ def run_stage(
     return run(recipe, settings, selection, display, inputs=given)
 
 
-def _job(decision: Decision, made: Plan, run_id: str, handle: Mapping[str, Any]) -> StageJob:
+def _jobs(made: Plan, to_do: list[Decision], run_id: str) -> dict[str, StageJob]:
+    owner, provenance = f"{socket.gethostname()}:{os.getpid()} {run_id}", capture(sys.argv)
+    return {decision.stage: _job(decision, made, owner, provenance) for decision in to_do}
+
+
+def _job(decision: Decision, made: Plan, owner: str, provenance: Mapping[str, Any]) -> StageJob:
     stage = made.pipeline[decision.stage]
     overrides = {place: record.key for place, record in made.given.items()}
-    parents = {
-        role: (made.given[stage.name, role].stage, made.given[stage.name, role].key)
-        if (stage.name, role) in made.given
-        else (parent, made.keys[parent])
-        for role, parent in stage.inputs.items()
-    }
+    parents = {role: (parent, made.keys[parent]) for role, parent in stage.inputs.items()}
+    given = {role: record for (name, role), record in made.given.items() if name == stage.name}
     return StageJob(
         stage=stage,
         key=decision.key,
         payload=stage_payload(stage, input_keys(stage, made.keys, overrides)),
-        inputs=parents,
+        inputs=parents | {role: (record.stage, record.key) for role, record in given.items()},
         replaces=made.seen.get(decision.stage) if decision.action == "run" else None,
-        owner=f"{socket.gethostname()}:{os.getpid()} {run_id}",
-        provenance=capture(sys.argv),
-        tracking=handle,
+        owner=owner,
+        provenance=provenance,
     )
 
 
@@ -151,9 +159,9 @@ def _open_executor(settings: Settings, pipeline: Pipeline) -> Executor:
     return RayExecutor(settings.address, max(available_cpus(), largest), settings.verbose)
 
 
-def _run_stage(job: StageJob, settings: Settings) -> StageEnd:
-    """The task that an executor runs, in this process or another."""
-    return run_stage_job(job, _services(settings))
+def _run_stage(job: StageJob, tracking: Mapping[str, Any], settings: Settings) -> StageEnd:
+    """The task that an executor runs, in this process or another. tracking: the pipeline run's handle."""
+    return run_stage_job(job, tracking, _services(settings))
 
 
 def _services(settings: Settings) -> Services:
