@@ -6,6 +6,9 @@ Invariants: a record is written last and only under a live lease; one failure ne
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -33,6 +36,8 @@ from bam_core.protocols import (
 )
 
 LiveFigures = Callable[[int, Metrics], None]
+DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+"""What Arrow, safetensors and Ray say of a full disk or quota: each has its own exceptions, but all quote the system."""
 POLL_S = 0.25
 """How often the driver looks at progress, and a stage at a lease that another run holds."""
 
@@ -137,7 +142,10 @@ def run_stage_job(job: StageJob, tracking: Mapping[str, Any], services: Services
     except BamError as error:
         raise StageFailed(f"{name}: {error}") from error
     except Exception as error:
-        raise StageFailed(f"{name}: {type(error).__name__}: {error}") from error
+        where = store.artifact_uri(name, job.key)
+        remedy = f"; free some space for {where} and run the same command: nothing committed is lost"
+        is_full = any(words in str(error) for words in DISK_FULL)
+        raise StageFailed(f"{name}: {type(error).__name__}: {error}{remedy if is_full else ''}") from error
 
 
 def _acquire_or_reuse(job: StageJob, store: Store) -> Lease | Record:
@@ -202,7 +210,7 @@ def _make(
             config=stage.config,
             runtime=stage.runtime,
             resources=stage.resources,
-            inputs={role: store.localize(record) for role, record in records.items()},
+            inputs={role: _whole(store.localize(record), record) for role, record in records.items()},
             records=records,
             out=out,
             trainer=services.trainer(job, records, attempt_dir, live_log),
@@ -224,6 +232,18 @@ def _input_record(store: Store, role: str, parent: tuple[str, str]) -> Record:
     if record is None:
         raise StageFailed(f"input {role!r}: {parent[0]}@{parent[1][:12]} is gone from the store")
     return record
+
+
+def _whole(folder: Path, record: Record) -> Path:
+    """The folder, if all in it is as recorded: what is about to be read is worth its hash."""
+    for output in record.outputs:
+        with (folder / output.path).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != output.sha256:
+                raise ArtifactDamaged(
+                    f"{record.stage}@{record.key[:12]}: {output.path} has other bytes than recorded; "
+                    f"`--force {record.stage}` makes it again"
+                )
+    return folder
 
 
 def _record(

@@ -59,18 +59,24 @@ def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     return loss
 
 
-def load_balancing_loss(routing: Sequence[Routing]) -> Tensor:
+def load_balancing_loss(routing: Sequence[Routing], frac_LE: Tensor | None = None) -> Tensor:
     """E * sum_e f_e P_e, mean over layers: 1 when balanced, whatever top-k; E when one expert gets all.
 
     f_e: fraction of (token, choice) pairs sent to e. P_e: mean probability of e; gradients flow through it.
+    frac_LE: f from elsewhere. A part of a batch does not know the whole batch's f; given it, the loss is a mean over
+    tokens like any other, and any split of the batch adds up to the same gradient.
     Source: BAM, Eq. 2 (Switch, Eq. 4), with f divided by k.
     """
     assert routing, "needs the routing of at least one layer"
-    layers = []
-    for layer in routing:
-        frac_E = expert_counts(layer).to(layer.probs_NE.dtype) / layer.experts_NK.numel()
-        layers.append(layer.n_experts * (frac_E * layer.probs_NE.flatten(0, -2).mean(0)).sum())
-    return torch.stack(layers).mean()
+    if frac_LE is None:
+        frac_LE = assignments(routing) / routing[0].experts_NK.numel()
+    probs_LE = torch.stack([layer.probs_NE.flatten(0, -2).mean(0) for layer in routing])
+    return routing[0].n_experts * (frac_LE.to(probs_LE.dtype) * probs_LE).sum(-1).mean()
+
+
+def assignments(routing: Sequence[Routing]) -> Tensor:
+    """counts_LE: how many (token, choice) pairs each layer sent to each expert, as float64: exact in any sum over a batch."""
+    return torch.stack([expert_counts(layer) for layer in routing]).double()
 
 
 def router_z_loss(routing: Sequence[Routing]) -> Tensor:

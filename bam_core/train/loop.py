@@ -23,7 +23,7 @@ from bam_core.protocols import TrainWorker
 from bam_core.train.optim import Optimizer, learning_rate
 from bam_core.train.parallel import rows_of_rank, sum_over_ranks
 from bam_core.train.state import Progress, load_state, save_state
-from bam_core.train.step import LOSS_NAMES, accumulate_gradient
+from bam_core.train.step import accumulate_gradient
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 SPIKE_FACTOR = 2.0
@@ -65,13 +65,14 @@ def train(
     while progress.step < config.n_steps:
         step = progress.step
         rows = rows_of_rank(batches.batch(step, config.rows_per_batch), worker.rank, worker.world_size)
-        totals = accumulate_gradient(model, optimizer, rows, config, pace.micro_batch_rows)
-        sum_over_ranks([*optimizer.gradients(), totals], worker.world_size)
-        losses = dict(zip(LOSS_NAMES, totals.tolist(), strict=True))
+        sums = accumulate_gradient(model, optimizer, rows, config, pace.micro_batch_rows, progress.expert_frac)
+        sum_over_ranks([*optimizer.gradients(), *sums.tensors()], worker.world_size)
+        losses = sums.figures()
         _require_sane(losses["loss"], step, progress)
         lr = learning_rate(step, config)
         grad_norm = optimizer.step(lr)
         progress.step += 1
+        progress.expert_frac = sums.expert_frac()
         _remember(progress, config, losses | {"grad_norm": grad_norm}, lr)
         meter.publish(progress, losses["loss"], lr)
         if progress.step % pace.checkpoint_steps == 0 and progress.step < config.n_steps:

@@ -40,7 +40,9 @@ class FlatGroup:
         device = self.params[0].device
         self.master = torch.empty(sum(sizes), dtype=dtype, device=device)
         self.grad = torch.zeros_like(self.master)
-        self.master_views = [view.view_as(p) for view, p in zip(torch.split(self.master, sizes), self.params, strict=True)]
+        self.master_views = [
+            view.view_as(p) for view, p in zip(torch.split(self.master, sizes), self.params, strict=True)
+        ]
         self.grad_views = [view.view_as(p) for view, p in zip(torch.split(self.grad, sizes), self.params, strict=True)]
         for view, param in zip(self.master_views, self.params, strict=True):
             view.copy_(param.detach())

@@ -26,6 +26,8 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
     """Sums since the last history entry."""
+    expert_frac: list[list[float]] = field(default_factory=list)
+    """Per layer, the fraction of the last step's tokens that each FFN expert got: what the next step balances."""
     smooth_loss: float | None = None
     """Exponential mean of the loss, to tell a spike."""
 

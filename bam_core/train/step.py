@@ -1,22 +1,66 @@
 """One global batch to one gradient: `L = L_NLL + alpha L_LB + beta L_z` (BAM, Eq. 2).
 
-The negative log likelihood is a sum divided by the global number of tokens, so any split into micro-batches and ranks
-gives the same gradient. The router losses are means over a micro-batch, weighted by its share of the batch.
+Every term is a mean over the tokens of the global batch, so any split into micro-batches and ranks gives the same
+gradient. Load balancing is one only for given assignment fractions f; those of the whole batch are not known before its
+last part is done, so each step balances against the f of the step before it (uniform at first). The figure that is
+published is the usual one, f and P of the same batch.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bam_core.config import TrainConfig
-from bam_core.nn.lm import LM, LayerRouting
-from bam_core.nn.losses import load_balancing_loss, next_token_loss, router_z_loss
+from bam_core.config import ModelConfig, TrainConfig
+from bam_core.nn.lm import LM
+from bam_core.nn.losses import assignments, load_balancing_loss, next_token_loss, router_z_loss
+from bam_core.nn.routing import Routing
 from bam_core.train.optim import Optimizer
 
-LOSS_NAMES = ("loss", "load_balancing_loss", "z_loss")
+
+@dataclass
+class BatchSums:
+    """What the parts of a batch add up to, over micro-batches and ranks; float64.
+
+    scalars: nll and z loss, both already over the global batch. assigned_LE: (token, choice) pairs per expert.
+    probs_LE: router probabilities, summed over tokens.
+    """
+
+    scalars: Tensor
+    assigned_LE: Tensor
+    probs_LE: Tensor
+
+    @classmethod
+    def zero(cls, model: ModelConfig, device: torch.device) -> BatchSums:
+        shape = (model.n_layers, model.ffn.n_experts) if model.ffn else (0, 0)
+        make = partial(torch.zeros, dtype=torch.float64, device=device)
+        return cls(make(2), make(shape), make(shape))
+
+    def tensors(self) -> list[Tensor]:
+        return [self.scalars, self.assigned_LE, self.probs_LE]
+
+    def expert_frac(self) -> list[list[float]]:
+        """f of the batch, per layer; empty without FFN experts."""
+        if not self.assigned_LE.numel():
+            return []
+        frac_LE: list[list[float]] = (self.assigned_LE / self.assigned_LE.sum(-1, keepdim=True)).tolist()
+        return frac_LE
+
+    def figures(self) -> dict[str, float]:
+        """The losses of the global batch."""
+        nll, z_loss = self.scalars.tolist()
+        found = {"loss": nll}
+        if self.assigned_LE.numel():
+            n_tokens = self.probs_LE.sum(-1, keepdim=True)  # a token's probabilities sum to 1
+            frac_LE = self.assigned_LE / self.assigned_LE.sum(-1, keepdim=True)
+            balance_L = self.assigned_LE.shape[1] * (frac_LE * self.probs_LE / n_tokens).sum(-1)
+            found |= {"load_balancing_loss": float(balance_L.mean()), "z_loss": z_loss}
+        return found
 
 
 def accumulate_gradient(
@@ -25,34 +69,38 @@ def accumulate_gradient(
     rows: NDArray[np.int64],
     config: TrainConfig,
     micro_batch_rows: int,
-) -> Tensor:
+    expert_frac: list[list[float]] | None = None,
+) -> BatchSums:
     """Add the gradient of this rank's rows to the optimizer's master gradient.
 
-    rows: [n, seq_len + 1] token ids. Returns the rank's part of `LOSS_NAMES` as a float64 vector; parts add up to the
-    global batch's values.
+    rows: [n, seq_len + 1] token ids. expert_frac: f of the step before, per layer; None or empty for uniform.
     """
     device = next(model.parameters()).device
-    totals = torch.zeros(len(LOSS_NAMES), dtype=torch.float64, device=device)
+    sums = BatchSums.zero(model.config, device)
+    n_tokens = config.rows_per_batch * config.seq_len
     for start in range(0, len(rows), micro_batch_rows):
         tokens = torch.from_numpy(rows[start : start + micro_batch_rows]).to(device)
         batch_frac = len(tokens) / config.rows_per_batch
         output = model(tokens[:, :-1])
-        nll = next_token_loss(model.logits(output.hidden_BTD), tokens[:, 1:]) / (config.rows_per_batch * config.seq_len)
-        balance, z_loss = router_losses(output.routing, nll)
-        loss = nll + batch_frac * (config.load_balancing_coef * balance + config.z_loss_coef * z_loss)
+        nll = next_token_loss(model.logits(output.hidden_BTD), tokens[:, 1:]) / n_tokens
+        # Soft attention routing sends every token everywhere, so only FFN routers are balanced (BAM, section 4.1).
+        ffn = [layer.ffn for layer in output.routing if layer.ffn is not None]
+        loss = nll
+        if ffn:
+            balance = load_balancing_loss(ffn, _fractions(ffn, expert_frac))
+            z_loss = router_z_loss(ffn)
+            loss = nll + batch_frac * (config.load_balancing_coef * balance + config.z_loss_coef * z_loss)
+            sums.scalars[1] += batch_frac * z_loss.detach()
+            sums.assigned_LE += assignments(ffn)
+            sums.probs_LE += torch.stack([layer.probs_NE.detach().flatten(0, -2).double().sum(0) for layer in ffn])
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.accumulate()
-        totals += torch.stack([nll.detach(), batch_frac * balance.detach(), batch_frac * z_loss.detach()])
-    return totals
+        sums.scalars[0] += nll.detach()
+    return sums
 
 
-def router_losses(routing: tuple[LayerRouting, ...], like: Tensor) -> tuple[Tensor, Tensor]:
-    """(load balancing, z) of the FFN routers. Zero without FFN experts.
-
-    Soft attention routing sends every token everywhere, so it needs no balancing (BAM, section 4.1).
-    """
-    ffn = [layer.ffn for layer in routing if layer.ffn is not None]
-    if not ffn:
-        zero = torch.zeros((), dtype=like.dtype, device=like.device)
-        return zero, zero
-    return load_balancing_loss(ffn), router_z_loss(ffn)
+def _fractions(ffn: list[Routing], expert_frac: list[list[float]] | None) -> Tensor:
+    like = ffn[0].probs_NE
+    if not expert_frac:
+        return like.new_full((len(ffn), ffn[0].n_experts), 1 / ffn[0].n_experts)
+    return torch.tensor(expert_frac, dtype=like.dtype, device=like.device)

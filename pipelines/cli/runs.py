@@ -36,6 +36,11 @@ _force = click.option("--force", metavar="STAGE", multiple=True, help="Make it a
 _max_parallel = click.option("--max-parallel", type=click.IntRange(min=1), metavar="N", help="Stages at once at most.")
 
 
+_wait = click.option(
+    "--wait/--no-wait", default=True, help="For what another run is making: wait (default), or end with status 3."
+)
+
+
 @click.command()
 @click.argument("recipe")
 @_set
@@ -44,6 +49,7 @@ _max_parallel = click.option("--max-parallel", type=click.IntRange(min=1), metav
 @_until
 @_force
 @_max_parallel
+@_wait
 @click.option("--dry-run", is_flag=True, help="Say what would run, as `bam plan` does.")
 @click.option(
     "--keep-going/--fail-fast",
@@ -60,6 +66,7 @@ def run(
     until: tuple[str, ...],
     force: tuple[str, ...],
     max_parallel: int | None,
+    wait: bool,
     dry_run: bool,
     keep_going: bool,
 ) -> int:
@@ -73,7 +80,9 @@ def run(
         return _show_plan(session, wiring.make_plan(loaded, settings, selection))
     display = open_display(session.progress_stream())
     try:
-        result = wiring.run(loaded, settings, selection, display, keep_going=keep_going, max_parallel=max_parallel)
+        result = wiring.run(
+            loaded, settings, selection, display, keep_going=keep_going, max_parallel=max_parallel, wait=wait
+        )
     finally:
         display.close()
     options = {
@@ -115,10 +124,17 @@ def plan(
 @click.argument("recipe")
 @click.option("--input", "inputs", metavar="ROLE=REF", multiple=True, help="Fill an input with another artifact.")
 @click.option("--with-deps", is_flag=True, help="Make the inputs that are not there.")
+@_wait
 @_set
 @with_session
 def stage(
-    session: Session, name: str, recipe: str, inputs: tuple[str, ...], with_deps: bool, sets: tuple[str, ...]
+    session: Session,
+    name: str,
+    recipe: str,
+    inputs: tuple[str, ...],
+    with_deps: bool,
+    wait: bool,
+    sets: tuple[str, ...],
 ) -> int:
     """Make one stage of RECIPE, such as `expert.law`."""
     given, loaded = _inputs(inputs), _load(recipe, sets)
@@ -128,7 +144,7 @@ def stage(
     settings = session.settings()
     display = open_display(session.progress_stream())
     try:
-        result = wiring.run_stage(name, loaded, settings, given, with_deps, display)
+        result = wiring.run_stage(name, loaded, settings, given, with_deps, display, wait=wait)
     finally:
         display.close()
     options = {"--input": inputs, "--with-deps": with_deps, "--set": sets}

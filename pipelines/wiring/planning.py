@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bam_core.errors import ArtifactDamaged, InvalidInput
+from bam_core.errors import ArtifactDamaged, InvalidInput, Problem
 from bam_core.graph import refs
 from bam_core.graph.key import pipeline_keys
 from bam_core.graph.plan import Decision, Facts, plan
@@ -64,6 +65,11 @@ def text_digests(recipe: Recipe) -> dict[str, str]:
             digests[domain] = sources.digest(recipe.source(domain))
         except InvalidInput as error:
             problems += [problem.under(f"domains.{domain}.source") for problem in error.problems]
+    if recipe.tokenizer.kind == "file":
+        try:
+            digests["tokenizer"] = hashlib.sha256(Path(recipe.tokenizer.path).expanduser().read_bytes()).hexdigest()
+        except OSError as error:
+            problems.append(Problem("tokenizer.path", recipe.tokenizer.path, f"cannot be read: {error.strerror}"))
     if problems:
         raise InvalidInput(f"recipe {recipe.name}", problems)
     return digests
@@ -98,19 +104,15 @@ def _models(recipe: Recipe, pipeline: Pipeline) -> dict[str, dict[str, Any]]:
 
 
 def _absolute(pipeline: Pipeline) -> Pipeline:
-    """Stages run in other folders than the command: relative paths of texts become absolute."""
+    """Stages run in other folders than the command: relative paths of files become absolute (a hub's name is none)."""
 
-    def absolute(value: Any, name: str = "") -> Any:
-        if isinstance(value, Mapping):
-            return {key: absolute(part, key) for key, part in value.items()}
-        if name == "path" and isinstance(value, str) and "://" not in value:
-            return str(Path(value).expanduser().absolute())
-        return value
+    def absolute(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        made = {name: absolute(part) for name, part in value.items()}
+        path = made.get("path")
+        if isinstance(path, str) and "://" not in path and made.get("kind") != "hf":
+            made["path"] = str(Path(path).expanduser().absolute())
+        return made
 
-    stages = (
-        stage
-        if any(source.get("kind") == "hf" for source in [stage.runtime.get("source", {})])
-        else replace(stage, runtime=absolute(stage.runtime))
-        for stage in pipeline
-    )
-    return Pipeline(pipeline.name, tuple(stages))
+    return Pipeline(pipeline.name, tuple(replace(stage, runtime=absolute(stage.runtime)) for stage in pipeline))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bam_core.errors import UsageError, nearest
+from bam_core.errors import LeaseHeld, UsageError, nearest
 from bam_core.graph.key import input_keys, stage_payload
 from bam_core.graph.plan import Decision
 from bam_core.graph.record import Record
@@ -51,10 +51,14 @@ def run(
     display: Display,
     *,
     keep_going: bool = True,
+    wait: bool = True,
     max_parallel: int | None = None,
     inputs: Mapping[tuple[str, str], str] | None = None,
 ) -> RunResult:
-    """Plan, then make what is missing. Ray starts only if something runs."""
+    """Plan, then make what is missing. Ray starts only if something runs.
+
+    wait: for stages that another run is making; otherwise raises LeaseHeld, and nothing starts.
+    """
     started = time.monotonic()
     made = make_plan(recipe, settings, selection, inputs)
     run_id = f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
@@ -62,6 +66,9 @@ def run(
     settings = replace(settings, store=store.uri)
     tracker = open_tracker(settings, display.message)
     to_do = [decision for decision in made.decisions if decision.action in ("run", "wait")]
+    held = [decision for decision in to_do if decision.action == "wait"]
+    if held and not wait:
+        raise LeaseHeld(f"{held[0].stage}: {held[0].reason}")
     if not to_do:
         watcher = PipelineRun(made.pipeline, made.decisions, {}, store, display)
         display.update(watcher.states())
@@ -83,6 +90,7 @@ def run(
             executor = _open_executor(settings, made.pipeline)
         handle = tracking.result()
         most = max_parallel or recipe.runtime.max_parallel or executor.capacity
+        most = min(most, executor.capacity) if settings.executor == "local" else most
         status = watcher.run(executor, Task(_run_stage, (handle, settings)), most)
     except KeyboardInterrupt:
         display.message("interrupted: what is done is kept, and the same command continues")
@@ -105,6 +113,8 @@ def run_stage(
     inputs: Mapping[str, str],
     with_deps: bool,
     display: Display,
+    *,
+    wait: bool = True,
 ) -> RunResult:
     """Make one stage on its own. inputs: role -> reference.
 
@@ -119,7 +129,7 @@ def run_stage(
     for decision in make_plan(recipe, settings, selection, given).decisions:
         if decision.stage == name and decision.action == "blocked":
             raise UsageError(f"{name}: {decision.reason}; or add --with-deps, or give --input ROLE=REF")
-    return run(recipe, settings, selection, display, inputs=given)
+    return run(recipe, settings, selection, display, wait=wait, inputs=given)
 
 
 def _jobs(made: Plan, to_do: list[Decision], run_id: str) -> dict[str, StageJob]:

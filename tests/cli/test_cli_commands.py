@@ -40,7 +40,7 @@ class FakeWiring:
         print("what a library prints")
         return self.answer(recipe=recipe, settings=settings, selection=selection, **options)
 
-    def run_stage(self, name, recipe, settings, inputs, with_deps, display):
+    def run_stage(self, name, recipe, settings, inputs, with_deps, display, **options):
         return self.answer(name=name, settings=settings, inputs=inputs, with_deps=with_deps)
 
     def make_plan(self, recipe, settings, selection):

@@ -15,6 +15,7 @@ import torch
 from bam_core.config import AttentionExperts, FFNExperts, ModelConfig, TrainConfig
 from bam_core.errors import ArtifactDamaged, TrainingDiverged
 from bam_core.nn.lm import LM, init_weights
+from bam_core.nn.losses import load_balancing_loss
 from bam_core.train.loop import Pace, train
 from bam_core.train.optim import Optimizer, learning_rate
 from bam_core.train.parallel import rows_of_rank
@@ -85,8 +86,9 @@ def test_resumed_run_ends_bit_identical(tmp_path: Path, model: ModelConfig, dtyp
 
 @pytest.mark.parametrize(("world_size", "micro_batch_rows"), [(1, 3), (2, 8), (3, 2)])
 def test_any_split_of_a_batch_gives_the_same_gradient(world_size: int, micro_batch_rows: int) -> None:
-    # Router losses are means over a micro-batch, so they are left out; they have their own issue.
-    phase = replace(PHASE, dtype="fp64", load_balancing_coef=0.0, z_loss_coef=0.0)
+    # Large coefficients, so that a router loss that depends on the split would show.
+    phase = replace(PHASE, dtype="fp64", load_balancing_coef=1.0, z_loss_coef=0.5)
+    frac = [[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]]
     rows = Noise().batch(0, phase.rows_per_batch)
 
     def gradient(world: int, micro: int) -> torch.Tensor:
@@ -94,8 +96,8 @@ def test_any_split_of_a_batch_gives_the_same_gradient(world_size: int, micro_bat
         for rank in range(world):
             model = fresh(MIXTURE).cast(torch.float64)
             optimizer = Optimizer(model, phase)
-            accumulate_gradient(model, optimizer, rows_of_rank(rows, rank, world), phase, micro)
-            parts.append(torch.cat(optimizer.gradients()))
+            sums = accumulate_gradient(model, optimizer, rows_of_rank(rows, rank, world), phase, micro, frac)
+            parts.append(torch.cat([*optimizer.gradients(), *(part.flatten() for part in sums.tensors())]))
         return torch.stack(parts).sum(0)
 
     expected = gradient(1, phase.rows_per_batch)
@@ -174,3 +176,39 @@ def test_weight_decay_moves_matrices_only() -> None:
     for name, param in model.named_parameters():
         expected = before[name] * (1 - 0.1 * 0.5) if param.ndim >= 2 else before[name]
         torch.testing.assert_close(param.detach(), expected, msg=name)
+
+
+def test_balancing_follows_the_fractions_of_the_step_before() -> None:
+    """By hand: E * sum_e f_e P_e with f given, P of this batch; its gradient is that of the loss at that f."""
+    phase = replace(PHASE, dtype="fp64", load_balancing_coef=1.0, z_loss_coef=0.0)
+    rows = Noise().batch(0, phase.rows_per_batch)
+
+    def router_gradient(coefficient: float, frac: list[list[float]]) -> torch.Tensor:
+        model = fresh(MIXTURE).cast(torch.float64)
+        optimizer = Optimizer(model, phase)
+        accumulate_gradient(model, optimizer, rows, replace(phase, load_balancing_coef=coefficient), 8, frac)
+        names = optimizer.groups[0].names
+        return optimizer.groups[0].grad_views[names.index("blocks.0.ffn.router")].clone()
+
+    uniform = [[1 / 3] * 3] * 2
+    torch.testing.assert_close(router_gradient(1.0, uniform), router_gradient(0.0, uniform), rtol=0, atol=1e-12)
+    skewed = [[1.0, 0.0, 0.0], [1 / 3] * 3]
+    push = router_gradient(1.0, skewed) - router_gradient(0.0, skewed)
+    assert push.abs().max() > 1e-4
+    # A softmax does not see a shift of all logits, so neither may the loss.
+    torch.testing.assert_close(push.sum(0), torch.zeros(16, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_published_balance_is_that_of_the_whole_batch(tmp_path: Path) -> None:
+    """The figure is f and P of one batch, whatever the micro-batches."""
+    phase = replace(PHASE, dtype="fp64", tokens=PHASE.batch_tokens)
+    figures = []
+    for micro in (1, 8):
+        model = fresh(MIXTURE).cast(torch.float64)
+        sums = accumulate_gradient(model, Optimizer(model, phase), Noise().batch(0, 8), phase, micro)
+        figures.append(sums.figures())
+    assert figures[0] == pytest.approx(figures[1], rel=1e-12)
+    model = fresh(MIXTURE).cast(torch.float64)
+    ffn = [layer.ffn for layer in model(torch.from_numpy(Noise().batch(0, 8))[:, :-1]).routing]
+    expected = load_balancing_loss([routing for routing in ffn if routing is not None]).item()
+    assert figures[1]["load_balancing_loss"] == pytest.approx(expected, rel=1e-12)

@@ -153,7 +153,7 @@ class Place:
         return Answer(status, out.getvalue(), err.getvalue())
 
     def words(self, *words: str, tracking: tuple[str, ...] = NO_MLFLOW, executor: str = "local") -> tuple[str, ...]:
-        return (*words, "--store", str(self.store), "--executor", executor, *tracking)
+        return (*words, "--store", str(self.store), *tracking, "--executor", executor)
 
     def run(self, *options: str, **settings: Any) -> Answer:
         return self.bam("run", str(self.recipe), *options, "--json", **settings)

@@ -48,7 +48,9 @@ def test_ray_fills_it_in_and_accepts_it(cluster: dict[str, Any]) -> None:
 
 def test_installs_the_versions_of_this_project(cluster: dict[str, Any]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = dict(re.fullmatch(r"(\w+)(?:\[.*\])?==(.+)", line).groups() for line in project["dependencies"] if "==" in line)
+    wanted = dict(
+        re.fullmatch(r"(\w+)(?:\[.*\])?==(.+)", line).groups() for line in project["dependencies"] if "==" in line
+    )
     install = next(command for command in cluster["setup_commands"] if "pip install" in command)
     for package in ("ray", "torch", "mlflow"):
         assert re.search(rf'"{package}(\[[a-z,]+\])?==(\S+)"', install)[2] == wanted[package]
