@@ -8,10 +8,18 @@ COMMON = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a group's end is noticed sooner than after the default 2 s
 }
+EMBEDDED = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts a laptop: one process less per group
+    "MALLOC_ARENA_MAX": "2",  # Ray's many threads each want an arena of their own: a laptop's memory is better used
+}
 QUIET = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".*"}  # what the raylet says to every driver; it stays in Ray's own logs
 
 
-def prepare(verbose: bool) -> None:
-    """Set what is not set yet: a person's own choice wins."""
-    for name, value in (COMMON if verbose else COMMON | QUIET).items():
+FOR_WORKERS = (*COMMON, *EMBEDDED)
+"""Read in Ray's own processes, on whatever machine: they travel with the job."""
+
+
+def prepare(*, verbose: bool, embedded: bool) -> None:
+    """Set what is not set yet: a person's own choice wins. embedded: this process starts its own Ray."""
+    for name, value in (COMMON | (EMBEDDED if embedded else {}) | ({} if verbose else QUIET)).items():
         os.environ.setdefault(name, value)

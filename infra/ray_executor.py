@@ -29,7 +29,7 @@ def start_ray(address: str | None, n_cpus: int, verbose: bool) -> None:
     common: dict[str, Any] = {
         "log_to_driver": verbose,
         "logging_level": logging.INFO if verbose else logging.ERROR,
-        "runtime_env": {"env_vars": {name: os.environ[name] for name in ray_env.COMMON if name in os.environ}},
+        "runtime_env": {"env_vars": {name: os.environ[name] for name in ray_env.FOR_WORKERS if name in os.environ}},
     }
     if address:
         ray.init(address=address, **common)
@@ -53,7 +53,8 @@ class RayExecutor:
 
     def submit(self, stage: Stage, task: Callable[..., Any], *args: Any) -> None:
         n_cpus = 0 if stage.resources.trains else stage.resources.cpus
-        remote = ray.remote(task).options(name=stage.name, num_cpus=n_cpus, max_retries=2)
+        # A process for each stage: nothing of one is left in the next, and its memory goes back when it ends.
+        remote = ray.remote(task).options(name=stage.name, num_cpus=n_cpus, max_retries=2, max_calls=1)
         self._stages[remote.remote(*args)] = stage.name
 
     def wait(self, timeout_s: float) -> Sequence[tuple[str, Any]]:

@@ -148,7 +148,8 @@ def _evaluate(recipe: Recipe) -> Stage:
     }
     data = {f"data.{domain}": f"data.{domain}" for domain in recipe.domains}
     stage = _stage("evaluate", config, {**{name: name for name in models}, **data}, {})
-    return replace(stage, resources=Resources(cpus=recipe.runtime.train.cpus))
+    groups = (recipe.runtime.seed, recipe.runtime.expert, recipe.runtime.train)
+    return replace(stage, resources=Resources(cpus=max(group.cpus for group in groups)))  # it runs alone
 
 
 def _report(recipe: Recipe) -> Stage:

@@ -34,10 +34,11 @@ from bam_core.protocols import (
     Tracker,
     Trainer,
 )
+from pipelines.stages.inputs import require_fitting
 
 LiveFigures = Callable[[int, Metrics], None]
 DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
-"""What Arrow, safetensors and Ray say of a full disk or quota: each has its own exceptions, but all quote the system."""
+"""What Arrow, safetensors and Ray say of a full disk or quota: their exceptions differ, but all quote the system."""
 POLL_S = 0.25
 """How often the driver looks at progress, and a stage at a lease that another run holds."""
 
@@ -201,6 +202,7 @@ def _make(
 ) -> Record:
     store, stage = services.store, job.stage
     started = time.time()
+    require_fitting(stage, records)
     attempt_dir = store.attempt_dir(stage.name, job.key, attempt)
     live_log = services.live_log(attempt_dir, handle)
     with services.capture(attempt_dir / "log.txt"), store.scratch(stage.name, job.key) as out:

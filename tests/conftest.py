@@ -21,7 +21,7 @@ def ray_cluster() -> Iterator[None]:
     """An embedded Ray with two CPUs, quiet."""
     from infra import ray_env
 
-    ray_env.prepare(verbose=False)
+    ray_env.prepare(verbose=False, embedded=True)
     import ray
 
     from infra.ray_executor import start_ray

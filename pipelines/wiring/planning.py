@@ -21,6 +21,7 @@ from infra.sources import TextSources
 from infra.store import ArtifactStore
 from pipelines import bam
 from pipelines.recipe import Recipe
+from pipelines.stages.inputs import require_fitting
 from pipelines.wiring.settings import Settings, open_store
 
 
@@ -52,6 +53,9 @@ def make_plan(
     given = {place: refs.resolve(ref, store.records()) for place, ref in (inputs or {}).items()}
     keys = pipeline_keys(pipeline, {place: record.key for place, record in given.items()})
     facts = {stage.name: _facts(store, stage.name, keys[stage.name]) for stage in pipeline}
+    for stage in {stage for stage, _ in given}:
+        known = {role: given.get((stage, role), facts[made].record) for role, made in pipeline[stage].inputs.items()}
+        require_fitting(pipeline[stage], {role: record for role, record in known.items() if record is not None})
     decisions = plan(pipeline, keys, facts, selection, now=time.time(), given=given, recipe=recipe.name)
     seen = {stage: fact.record.ended for stage, fact in facts.items() if fact.record is not None}
     return Plan(pipeline, keys, decisions, _models(recipe, pipeline), given, seen)

@@ -160,7 +160,7 @@ def _open_executor(settings: Settings, pipeline: Pipeline) -> Executor:
         return LocalExecutor()
     from infra import ray_env
 
-    ray_env.prepare(settings.verbose)
+    ray_env.prepare(verbose=settings.verbose, embedded=settings.address is None)
     from infra.ray_executor import RayExecutor, available_cpus
 
     # An embedded Ray has as many logical CPUs as the largest group asks for: a small laptop runs it too,

@@ -114,7 +114,9 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, action="append")
     parser.add_argument("--out", type=Path, default=Path(".bench"))
     options = parser.parse_args()
-    device_name = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
+    device_name = (
+        torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
+    )
     rows = [row for size in options.size or SIZES for row in measure(size, options.device, options.rounds)]
     print(f"{'size':<12}{'model':<8}{'tokens/s':>10}{'GFLOP/s':>10}{'of product':>12}")
     for row in rows:

@@ -1,4 +1,4 @@
-"""A whole pipeline that takes seconds: three small domains with words of their own, models of a few thousand parameters.
+"""A whole pipeline that takes seconds: three domains with words of their own, models of a few thousand parameters.
 
 The seed and the tokenizer read the general domain only, so that a change of another domain leaves both as they are.
 """

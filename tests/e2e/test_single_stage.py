@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from tests.e2e.kit import Place, executed
+from tests.e2e.kit import Place, executed, merged
 
 
 def test_a_stage_runs_from_inputs_that_are_there(up_to: Callable[..., Place], finished: Place) -> None:
@@ -65,7 +65,7 @@ def test_a_given_input_replaces_one_that_is_missing(up_to: Callable[..., Place])
 
 def test_wrong_inputs_are_refused_and_nothing_is_written(up_to: Callable[..., Place]) -> None:
     place = up_to("tokenizer", "data.*", "seed")
-    before = {path for path in place.store.rglob("*")}
+    before = set(place.store.rglob("*"))
     for words, expected in [
         (("expert.lwa", str(place.recipe)), "did you mean 'expert.law'?"),
         (("expert.law", str(place.recipe), "--input", "sed=seed"), "did you mean 'seed'?"),
@@ -76,4 +76,33 @@ def test_wrong_inputs_are_refused_and_nothing_is_written(up_to: Callable[..., Pl
         answer = place.bam("stage", *words)
         assert answer.status == 2, words
         assert expected in answer.err
-    assert {path for path in place.store.rglob("*")} == before
+    assert set(place.store.rglob("*")) == before
+
+
+def test_inputs_of_another_kind_or_tokenizer_are_refused_before_anything_runs(up_to: Callable[..., Place]) -> None:
+    place = up_to("tokenizer", "data.*", "seed", "expert.*")
+    other = Place(place.recipe.with_name("other.yaml"), place.store)
+    other.set_recipe(merged(place.recipe_dict(), {"tokenizer": {"domains": ["general", "law"]}}))
+    assert other.run("--until", "expert.code").status == 0
+    before = place.attempts()
+    for words, expected in [
+        (("expert.law", "--input", "seed=data.general"), "is of kind 'data', must be 'model'"),
+        (("expert.law", "--input", "data.law=seed"), "is of kind 'model', must be 'data'"),
+        (("mix.bam", "--input", "expert.code=expert.code@latest"), "was made with another tokenizer than seed@"),
+        (("train.bam", "--with-deps", "--input", "data.code=data.code"), "was made with another tokenizer than"),
+    ]:
+        answer = place.bam("stage", *words, str(place.recipe))
+        assert answer.status == 2, words
+        assert expected in answer.err
+    assert place.attempts() == before
+
+
+def test_an_expert_of_another_shape_is_refused(up_to: Callable[..., Place]) -> None:
+    place = up_to("tokenizer", "data.*", "seed", "expert.*")
+    other = Place(place.recipe.with_name("other.yaml"), place.store)
+    other.set_recipe(merged(place.recipe_dict(), {"model": {"d_ff": 32}}))
+    assert other.run("--until", "expert.code").status == 0
+    answer = place.bam("stage", "mix.bam", str(place.recipe), "--input", "expert.code=expert.code@latest")
+    assert answer.status == 1
+    assert "code.d_ff: 32: must be as in general, 24" in answer.err
+    assert not place.is_done("mix.bam")

@@ -30,7 +30,7 @@ PRELOADED = [
     "pipelines.stages.training",
     "pipelines.report.build",
 ]
-STARTED_AGAIN_AFTER_S = 0.01
+LOOK_EVERY_S = 0.01
 """Between two looks at whether a process still runs, while its files are watched."""
 
 _context = multiprocessing.get_context("forkserver")
@@ -39,7 +39,7 @@ _context.set_forkserver_preload(PRELOADED)
 
 @dataclass(frozen=True)
 class KillPoint:
-    """Just before the n-th change (of those that Python audits) of a file whose path ends in a match of `path`.
+    """Killed just before the n-th change (of those that Python audits) of a file whose path ends in a match of `path`.
 
     event: an audit event, such as `os.rename` (also of `Path.replace`), `os.mkdir`, `os.remove` or `shutil.rmtree`.
     """
@@ -47,6 +47,7 @@ class KillPoint:
     event: str
     path: str
     n: int = 1
+    signal: int = signal.SIGKILL
 
 
 class Process:
@@ -70,8 +71,14 @@ class Process:
         while True:
             if found := next(iter(place.glob(pattern)), None):
                 return found
-            self._process.join(STARTED_AGAIN_AFTER_S)
+            self._process.join(LOOK_EVERY_S)
             assert self._process.is_alive(), f"ended before there was any {pattern}: {self.err}"
+
+    def until_says(self, words: str) -> None:
+        """As soon as its output has these words."""
+        while words not in self.out:
+            self._process.join(LOOK_EVERY_S)
+            assert self._process.is_alive(), f"ended before it said {words!r}: {self.err}"
 
     def send(self, number: int) -> None:
         assert self._process.pid is not None
@@ -124,6 +131,6 @@ def _die_at(point: KillPoint) -> None:
             if any(PurePath(path).match(point.path) for path in paths):
                 left -= 1
                 if not left:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    os.kill(os.getpid(), point.signal)
 
     sys.addaudithook(hook)

@@ -117,9 +117,7 @@ def test_ctrl_c_ends_at_once_with_130_and_the_command_that_continues(
 
 @pytest.mark.long
 @pytest.mark.parametrize("salt", range(6))
-def test_killed_at_random_changes_of_files_it_ends_in_the_same_bytes(
-    empty: Place, finished: Place, salt: int
-) -> None:
+def test_killed_at_random_changes_of_files_it_ends_in_the_same_bytes(empty: Place, finished: Place, salt: int) -> None:
     chance = random.Random(salt)
     events = ("os.rename", "os.mkdir", "os.remove", "shutil.rmtree", "os.link")
     for _ in range(20):

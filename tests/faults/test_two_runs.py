@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
 
+import pytest
+
+from infra.leases import HeldLease
+from infra.store import ArtifactStore
 from tests.e2e.kit import STAGES, Place
 from tests.faults.processes import KillPoint, Process, gate
 
@@ -22,13 +27,33 @@ def test_two_runs_at_once_make_each_stage_once(empty: Place, finished: Place) ->
 
 
 def test_a_run_takes_over_what_another_was_killed_at(empty: Place, finished: Place) -> None:
-    """The second waits for the first's lease; the first dies holding it."""
-    at_checkpoint = KillPoint("os.rename", "seed-*/*/step-000010")
-    both = gate(2)
-    doomed = Process(empty, "run", str(empty.recipe), kill=at_checkpoint, gate=both)
-    other = Process(empty, "run", str(empty.recipe), gate=both)
-    ends = {doomed.end(), other.end()}
-    assert 0 in ends
-    assert ends <= {0, -signal.SIGKILL}  # the first is killed only if it was the one to train
+    """The first stands still in the middle of the seed; the second waits for its lease until it dies."""
+    still = KillPoint("os.rename", "seed-*/*/step-000010", signal=signal.SIGSTOP)
+    doomed = Process(empty, "run", str(empty.recipe), kill=still)
+    doomed.until(empty.store, "training/seed-*/*/step-000005")
+    other = Process(empty, "run", str(empty.recipe))
+    other.until_says("starts: held by")
+    assert empty.attempts()["seed"] == 1
+    doomed.send(signal.SIGKILL)
+    assert doomed.end() == -signal.SIGKILL
+    assert other.end() == 0, other.err
+    assert empty.attempts() == dict.fromkeys(STAGES, 1) | {"seed": 2}
     assert empty.perplexity() == finished.perplexity()
-    assert empty.attempts()["expert.code"] == 1
+
+
+def test_what_another_run_makes_between_the_look_and_the_lease_is_not_made_again(
+    up_to: Callable[..., Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, acquire = up_to("tokenizer", "data.*", "seed"), ArtifactStore.acquire
+    quicker: list[int] = []
+
+    def late(store: ArtifactStore, stage: str, key: str, owner: str) -> HeldLease:
+        if not quicker:
+            quicker.append(Process(place, "run", str(place.recipe), "--only", "expert.law").end())
+        return acquire(store, stage, key, owner)
+
+    monkeypatch.setattr(ArtifactStore, "acquire", late)
+    assert place.run("--only", "expert.law").actions() == {"expert.law": "reuse"}
+    assert quicker == [0]
+    assert place.attempts()["expert.law"] == 1
+    assert not list(place.artifact("expert.law").glob("lease*"))

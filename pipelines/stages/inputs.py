@@ -1,0 +1,54 @@
+"""What must hold of a stage's inputs. Within one recipe the keys see to it; `--input ROLE=REF` can bring anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from bam_core.errors import InvalidInput, Problem
+from bam_core.graph.record import Record, artifact_digest
+from bam_core.graph.stage import Stage
+from pipelines.stages import KINDS
+
+TOKENIZER = "tokenizer.json"
+
+
+def require_fitting(stage: Stage, records: Mapping[str, Record]) -> None:
+    """records: of the roles whose artifacts are known. Raises InvalidInput with all that does not fit."""
+    problems = [*_of_wrong_kind(stage, records), *_of_other_tokenizer(records)]
+    if problems:
+        raise InvalidInput(f"inputs of {stage.name}", problems)
+
+
+def _of_wrong_kind(stage: Stage, records: Mapping[str, Record]) -> Iterator[Problem]:
+    for role, record in records.items():
+        wanted, found = _kind(stage.inputs[role]), _kind(record.stage)
+        if found != wanted:
+            yield Problem(role, _name(record), f"is of kind {found!r}, must be {wanted!r}")
+
+
+def _of_other_tokenizer(records: Mapping[str, Record]) -> Iterator[Problem]:
+    """Equal ids must mean equal text, or experts are averaged and data is read as noise."""
+    made_with = {role: digest for role, record in records.items() if (digest := _tokenizer(record)) is not None}
+    for role, digest in made_with.items():
+        first = next(iter(made_with))
+        if digest != made_with[first]:
+            expected = f"was made with another tokenizer than {_name(records[first])}"
+            yield Problem(role, _name(records[role]), expected, "make both from one tokenizer")
+
+
+def _tokenizer(record: Record) -> str | None:
+    """Digest of the tokenizer artifact that the input holds a copy of, or was made with."""
+    copies = [output for output in record.outputs if output.path == TOKENIZER]
+    if copies:
+        return artifact_digest(copies)
+    return record.inputs["tokenizer"].digest if "tokenizer" in record.inputs else None
+
+
+def _kind(stage: str) -> str:
+    function = stage.partition(".")[0]
+    is_model = function == "mix" or (function in KINDS and KINDS[function].trains)
+    return "model" if is_model else function
+
+
+def _name(record: Record) -> str:
+    return f"{record.stage}@{record.key[:12]}"
