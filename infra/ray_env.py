@@ -8,10 +8,7 @@ COMMON = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a group's end is noticed sooner than after the default 2 s
 }
-EMBEDDED = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts a laptop: one process less per group
-    "MALLOC_ARENA_MAX": "2",  # Ray's many threads each want an arena of their own: a laptop's memory is better used
-}
+EMBEDDED = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # nobody preempts a laptop: one process less per group
 QUIET = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".*"}  # what the raylet says to every driver; it stays in Ray's own logs
 
 

@@ -54,7 +54,7 @@ class RayExecutor:
     def submit(self, stage: Stage, task: Callable[..., Any], *args: Any) -> None:
         n_cpus = 0 if stage.resources.trains else stage.resources.cpus
         # A process for each stage: nothing of one is left in the next, and its memory goes back when it ends.
-        remote = ray.remote(task).options(name=stage.name, num_cpus=n_cpus, max_retries=2, max_calls=1)
+        remote = ray.remote(max_calls=1)(task).options(name=stage.name, num_cpus=n_cpus, max_retries=2)
         self._stages[remote.remote(*args)] = stage.name
 
     def wait(self, timeout_s: float) -> Sequence[tuple[str, Any]]:

@@ -10,7 +10,9 @@ import multiprocessing
 import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Barrier
 from pathlib import Path, PurePath
 from typing import Any
@@ -35,6 +37,7 @@ LOOK_EVERY_S = 0.01
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOADED)
+_started: list[BaseProcess] = []
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,11 @@ class Process:
         gate: Barrier | None = None,
     ) -> None:
         self._out, self._err = (place.recipe.parent / f"{name}-{id(self)}" for name in ("out", "err"))
+        self._out.touch()
         arguments = (place.words(*words, tracking=tracking), str(self._out), str(self._err), kill, gate)
         self._process = _context.Process(target=_bam, args=arguments)
         self._process.start()
+        _started.append(self._process)
 
     def until(self, place: Path, pattern: str) -> Path:
         """The first file under `place` that matches, as soon as it is there; the process must still run."""
@@ -99,6 +104,16 @@ class Process:
     @property
     def err(self) -> str:
         return self._err.read_text()
+
+
+def end_all() -> None:
+    """Kill what a test has left behind, one that was stopped too."""
+    while _started:
+        process = _started.pop()
+        with suppress(ValueError):  # it ended, and was closed
+            process.kill()
+            process.join()
+            process.close()
 
 
 def gate(n_processes: int) -> Barrier:
