@@ -1,46 +1,28 @@
 """Runs a plan: stages go to an executor as their inputs get done; each ends with a record, or with what to do next.
 
-Through ports only: no Ray, MLflow or fsspec here. `run_stage_job` is the same code in a thread and in a Ray task.
-Invariants: a record is written last and only under a live lease; one failure never stops an independent branch.
+Through ports only: no Ray, MLflow or fsspec here. What happens to one stage is in `attempt`.
+Invariant: one failure never stops an independent branch.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import os
 import time
-import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
-from bam_core.errors import ArtifactDamaged, BamError, LeaseHeld, StageFailed
-from bam_core.graph.plan import Decision, rebuilt_input
-from bam_core.graph.record import Record, artifact_digest
+from bam_core.graph.plan import Decision
 from bam_core.graph.schedule import Schedule
-from bam_core.graph.stage import Pipeline, Stage
+from bam_core.graph.stage import Pipeline
 from bam_core.protocols import (
     Executor,
-    Lease,
-    Metrics,
-    Sources,
-    StageContext,
-    StageFunction,
     Store,
-    Tracker,
-    Trainer,
 )
-from pipelines.stages.inputs import require_fitting
+from pipelines.attempt import StageEnd, StageJob
 
-LiveFigures = Callable[[int, Metrics], None]
-DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
-"""What Arrow, safetensors and Ray say of a full disk or quota: their exceptions differ, but all quote the system."""
 POLL_S = 0.25
-"""How often the driver looks at progress, and a stage at a lease that another run holds."""
+"""How often the driver looks at what runs."""
 
 
 @dataclass(frozen=True)
@@ -82,195 +64,6 @@ class RunResult:
     seconds: float
     stages: tuple[StageResult, ...]
     report: str | None = None
-
-
-@dataclass(frozen=True)
-class StageJob:
-    """All that another process needs to run one stage: plain values, picklable.
-
-    inputs: role -> (stage, key). replaces: when the record that the plan wants made again was written; any other
-    record was made by another run meanwhile, and is as good as ours.
-    """
-
-    stage: Stage
-    key: str
-    payload: Mapping[str, Any]
-    inputs: Mapping[str, tuple[str, str]]
-    replaces: float | None
-    owner: str
-    provenance: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Services:
-    """The adapters that a stage runs with, joined in `wiring`.
-
-    trainer: of (job, input records, attempt's folder, live log). live_log: of (attempt's folder, tracker's handle).
-    capture: sends this process's output to a file, where the process runs nothing else.
-    """
-
-    store: Store
-    tracker: Tracker
-    sources: Sources
-    function: Callable[[Stage], StageFunction]
-    trainer: Callable[[StageJob, Mapping[str, Record], Path, LiveFigures], Trainer]
-    live_log: Callable[[Path, Mapping[str, Any]], LiveFigures]
-    capture: Callable[[Path], AbstractContextManager[None]]
-
-
-@dataclass(frozen=True)
-class StageEnd:
-    """made: False when another run made it while this one waited."""
-
-    record: Record
-    made: bool
-
-
-def run_stage_job(job: StageJob, tracking: Mapping[str, Any], services: Services) -> StageEnd:
-    """Make one artifact, or take it from a run that made it meanwhile. Raises StageFailed with the reason.
-
-    tracking: the tracker's handle of the pipeline run that this stage belongs to.
-    """
-    store, name = services.store, job.stage.name
-    try:
-        lease = _acquire_or_reuse(job, store)
-        if isinstance(lease, Record):
-            return StageEnd(lease, made=False)
-        try:
-            return StageEnd(_attempt(job, tracking, services, lease), made=True)
-        finally:
-            lease.release()
-    except BamError as error:
-        raise StageFailed(f"{name}: {error}") from error
-    except Exception as error:
-        where = store.artifact_uri(name, job.key)
-        remedy = f"; free some space for {where} and run the same command: nothing committed is lost"
-        is_full = any(words in str(error) for words in DISK_FULL)
-        raise StageFailed(f"{name}: {type(error).__name__}: {error}{remedy if is_full else ''}") from error
-
-
-def _acquire_or_reuse(job: StageJob, store: Store) -> Lease | Record:
-    """The lease, or the record that another run made since the plan."""
-    while True:
-        if (made := _made_meanwhile(job, store)) is not None:
-            return made
-        try:
-            lease = store.acquire(job.stage.name, job.key, job.owner)
-        except LeaseHeld:
-            time.sleep(POLL_S)
-            continue
-        if (made := _made_meanwhile(job, store)) is not None:
-            lease.release()
-            return made
-        return lease
-
-
-def _made_meanwhile(job: StageJob, store: Store) -> Record | None:
-    try:
-        record = store.record(job.stage.name, job.key)
-        if record is None or record.ended == job.replaces:
-            return None
-        inputs = {role: _input_record(store, role, parent) for role, parent in job.inputs.items()}
-    except ArtifactDamaged:
-        return None
-    return record if rebuilt_input(record, inputs) is None else None
-
-
-def _attempt(job: StageJob, tracking: Mapping[str, Any], services: Services, lease: Lease) -> Record:
-    store, tracker, stage = services.store, services.tracker, job.stage
-    records = {role: _input_record(store, role, parent) for role, parent in job.inputs.items()}
-    attempt = store.next_attempt(stage.name, job.key)
-    handle = tracker.start_stage(tracking, stage, job.key, records)
-    error: dict[str, Any] | None = None
-    try:
-        return _make(job, services, lease, records, attempt, handle)
-    except BaseException as failure:
-        error = {"type": type(failure).__name__, "message": str(failure), "traceback": traceback.format_exc()}
-        tracker.fail_stage(handle, str(failure))
-        raise
-    finally:
-        store.close_attempt(stage.name, job.key, attempt, error)
-
-
-def _make(
-    job: StageJob,
-    services: Services,
-    lease: Lease,
-    records: Mapping[str, Record],
-    attempt: int,
-    handle: Mapping[str, Any],
-) -> Record:
-    store, stage = services.store, job.stage
-    started = time.time()
-    require_fitting(stage, records)
-    attempt_dir = store.attempt_dir(stage.name, job.key, attempt)
-    live_log = services.live_log(attempt_dir, handle)
-    with services.capture(attempt_dir / "log.txt"), store.scratch(stage.name, job.key) as out:
-        context = StageContext(
-            stage=stage.name,
-            key=job.key,
-            config=stage.config,
-            runtime=stage.runtime,
-            resources=stage.resources,
-            inputs={role: _whole(store.localize(record), record) for role, record in records.items()},
-            records=records,
-            out=out,
-            trainer=services.trainer(job, records, attempt_dir, live_log),
-            sources=services.sources,
-            history=store.records,
-            log=live_log,
-        )
-        metrics = services.function(stage)(context)
-        record = _record(job, records, out, metrics, started, attempt, store)
-        lease.require()
-        record = replace(record, mlflow=services.tracker.end_stage(handle, record, out))
-        store.commit(out, record)
-    store.clear_training(stage.name, job.key)
-    return record
-
-
-def _input_record(store: Store, role: str, parent: tuple[str, str]) -> Record:
-    record = store.record(*parent)
-    if record is None:
-        raise StageFailed(f"input {role!r}: {parent[0]}@{parent[1][:12]} is gone from the store")
-    return record
-
-
-def _whole(folder: Path, record: Record) -> Path:
-    """The folder, if all in it is as recorded: what is about to be read is worth its hash."""
-    for output in record.outputs:
-        with (folder / output.path).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != output.sha256:
-                raise ArtifactDamaged(
-                    f"{record.stage}@{record.key[:12]}: {output.path} has other bytes than recorded; "
-                    f"`--force {record.stage}` makes it again"
-                )
-    return folder
-
-
-def _record(
-    job: StageJob,
-    records: Mapping[str, Record],
-    out: Path,
-    metrics: Mapping[str, Any],
-    started: float,
-    attempt: int,
-    store: Store,
-) -> Record:
-    outputs = store.hash_outputs(out)
-    return Record(
-        stage=job.stage.name,
-        key=job.key,
-        payload=job.payload,
-        inputs={role: record.ref for role, record in records.items()},
-        outputs=outputs,
-        digest=artifact_digest(outputs),
-        metrics=metrics,
-        provenance=job.provenance,
-        started=started,
-        ended=time.time(),
-        attempt=attempt,
-    )
 
 
 @dataclass(frozen=True)

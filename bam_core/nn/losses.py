@@ -75,7 +75,7 @@ def load_balancing_loss(routing: Sequence[Routing], frac_LE: Tensor | None = Non
 
 
 def assignments(routing: Sequence[Routing]) -> Tensor:
-    """counts_LE: (token, choice) pairs that each layer sent to each expert; float64, so exact in any sum over a batch."""
+    """counts_LE: (token, choice) pairs each layer sent to each expert; float64, so any sum over a batch is exact."""
     return torch.stack([expert_counts(layer) for layer in routing]).double()
 
 

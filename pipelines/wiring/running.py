@@ -27,18 +27,9 @@ from infra.provenance import capture
 from infra.sources import TextSources
 from infra.store import ArtifactStore
 from pipelines import bam
+from pipelines.attempt import Services, StageEnd, StageJob, run_stage_job
 from pipelines.recipe import Recipe
-from pipelines.runner import (
-    Display,
-    PipelineRun,
-    RunResult,
-    Services,
-    StageEnd,
-    StageJob,
-    StageResult,
-    Task,
-    run_stage_job,
-)
+from pipelines.runner import Display, PipelineRun, RunResult, StageResult, Task
 from pipelines.stages import KINDS
 from pipelines.wiring.planning import Plan, make_plan, text_digests
 from pipelines.wiring.settings import Settings, open_store, open_tracker
