@@ -142,6 +142,6 @@ def test_prints_every_heat_map(browser: Any, report: Path):
     visible = "document.querySelector('#routing details svg').checkVisibility({contentVisibilityAuto: true})"
     assert page.evaluate(visible) is False
     page.emulate_media(media="print")
-    assert page.evaluate(visible) is True
+    page.wait_for_function(visible)  # the style takes effect with a later frame; fails if it never does
     assert page.pdf(format="A4").startswith(b"%PDF")
     page.close()
