@@ -17,31 +17,59 @@ Shape = tuple[int, ...]
 def tensor_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Map each tensor's name to its shape, in reading order: embedding, blocks, final norm, head."""
     V, D = config.vocab_size, config.d_model
-    block = _block_shapes(config)
     shapes: dict[str, Shape] = {"embed.weight": (V, D)}
     for layer in range(config.n_layers):
-        shapes |= {f"blocks.{layer}.{name}": shape for name, shape in block.items()}
+        shapes |= block_shapes(config, layer)
     shapes["norm.weight"] = (D,)
     if not config.tie_embeddings:
         shapes["head.weight"] = (V, D)
     return shapes
 
 
-def _block_shapes(config: ModelConfig) -> dict[str, Shape]:
-    D, F = config.d_model, config.d_ff
-    HC, GC = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    attention, ffn = config.attention, config.ffn
-    E_attn = (attention.n_experts,) if attention else ()
-    E_kv = (attention.n_experts,) if attention and attention.kv == "expert" else ()
-    E_ffn = (ffn.n_experts,) if ffn else ()
+def block_shapes(config: ModelConfig, layer: int) -> dict[str, Shape]:
+    """The tensors of one layer, under their full names."""
     norms = ("norm",) if config.residual == "parallel" else ("attn_norm", "ffn_norm")
+    shapes: dict[str, Shape] = {f"{norm}.weight": (config.d_model,) for norm in norms}
+    shapes |= {f"attn.{name}": shape for name, shape in _attention_shapes(config, layer).items()}
+    shapes |= {f"ffn.{name}": shape for name, shape in _ffn_shapes(config, layer).items()}
+    return {f"blocks.{layer}.{name}": shape for name, shape in shapes.items()}
 
-    shapes: dict[str, Shape] = {f"{norm}.weight": (D,) for norm in norms}
-    shapes |= {"attn.w_q": (*E_attn, HC, D), "attn.w_k": (*E_kv, GC, D)}
-    shapes |= {"attn.w_v": (*E_kv, GC, D), "attn.w_o": (*E_attn, HC, D)}
-    if attention:
-        shapes["attn.router"] = (*E_attn, D)
-    shapes |= {f"ffn.{name}": (*E_ffn, F, D) for name in ("w_gate", "w_up", "w_down")}
-    if ffn:
-        shapes["ffn.router"] = (*E_ffn, D)
+
+def _attention_shapes(config: ModelConfig, layer: int) -> dict[str, Shape]:
+    D, HC, GC = config.d_model, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    experts = config.attention_at(layer)
+    E = (experts.n_experts,) if experts else ()
+    E_q = () if experts and experts.kv == "value_only" else E
+    E_k = E if experts and experts.kv == "expert" else ()
+    E_v = () if experts and experts.kv == "shared" else E
+    shapes: dict[str, Shape] = {
+        "w_q": (*E_q, HC, D),
+        "w_k": (*E_k, GC, D),
+        "w_v": (*E_v, GC, D),
+        "w_o": (*E, HC, D),
+    }
+    if config.qk_norm:
+        shapes |= {"q_norm": (*E_q, HC), "k_norm": (*E_k, GC)}
+    if experts:
+        shapes["router"] = (*E, D)
+        if experts.router_bias:
+            shapes["router_bias"] = E
+    return shapes
+
+
+def _ffn_shapes(config: ModelConfig, layer: int) -> dict[str, Shape]:
+    D, F = config.d_model, config.d_ff
+    experts = config.ffn_at(layer)
+    names = ("w_gate", "w_up", "w_down")
+    if experts is None:
+        return dict.fromkeys(names, (F, D))
+    E = experts.n_experts
+    shapes: dict[str, Shape] = dict.fromkeys(names, (E, F // experts.split, D))
+    if experts.shared_expert:
+        shapes |= {f"shared.{name}": (F, D) for name in names}
+    shapes["router"] = (E, D)
+    if experts.router_bias:
+        shapes["router_bias"] = (E,)
+    if experts.balance == "bias":
+        shapes["balance_bias"] = (E,)
     return shapes
