@@ -2,7 +2,7 @@
 
 Written and read one tensor at a time. Equal models give equal bytes. Nothing is skipped: the tensors of a
 folder are exactly those of its config, in name and shape, or it is refused with every difference named.
-Nothing is unpickled.
+config.json has the sha256 of every tensor. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bam_core.config import LAYOUT_VERSION, AttentionExperts, FFNExperts, ModelConfig
+from bam_core.config import LAYOUT_VERSION, ModelConfig
 from bam_core.errors import ArtifactDamaged, InvalidInput, Problem, StoreError
 from bam_core.graph.record import require_inside
 from bam_core.nn.costs import params_active, params_total
@@ -119,6 +119,16 @@ def read_config(folder: Path) -> ModelConfig:
         raise ArtifactDamaged(f"{path}: not the config of a model ({error})") from error
 
 
+def read_digests(folder: Path) -> dict[str, str]:
+    """Tensor name -> sha256 as written; empty for a folder from before digests were kept. Raises ArtifactDamaged."""
+    path = folder / CONFIG
+    made_by = _read_json(path).get("bam")
+    digests = made_by.get("tensors", {}) if isinstance(made_by, dict) else {}
+    if not isinstance(digests, dict):
+        raise ArtifactDamaged(f"{path}: bam.tensors must map tensor names to sha256")
+    return {str(name): str(digest) for name, digest in digests.items()}
+
+
 def load_model(folder: Path, dtype: torch.dtype | None = None, device: str = "cpu") -> LM:
     """Build the model of a folder with its weights.
 
@@ -163,12 +173,14 @@ def write_model(
 ) -> None:
     """Write a model folder, tensors as they come; one shard and the tensor that opens the next are held.
 
-    provenance: free-form JSON (stage, key ...), kept under `bam` in config.json. config.json is written last.
+    provenance: free-form JSON (stage, key ...), kept under `bam` in config.json, and with it, as `tensors`, the
+    sha256 of every tensor. config.json is written last.
     Raises InvalidInput, before the weights get their final names, unless the tensors are exactly the
     config's.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shapes: dict[str, Shape] = {}
+    digests: dict[str, str] = {}
     shards: list[list[str]] = []
     total_bytes = 0
     for shard in _shards(tensors, max_shard_bytes):
@@ -176,6 +188,7 @@ def write_model(
         _write_shard(folder / _part(len(shards)), shard)
         shards.append(sorted(shard))
         shapes |= {name: tuple(tensor.shape) for name, tensor in shard.items()}
+        digests |= {name: tensor_sha256(tensor) for name, tensor in shard.items()}
         total_bytes += sum(tensor.nbytes for tensor in shard.values())
         shard.clear()  # or it would stay alive while the next one fills
     _require_tensors(folder, config, shapes)
@@ -185,7 +198,8 @@ def write_model(
     if tokenizer is not None:
         shutil.copyfile(tokenizer, folder / "tokenizer.json")
     (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
-    _write_json(folder / CONFIG, config.to_json() | {"bam": dict(provenance or {})})
+    made_by = dict(provenance or {}) | {"tensors": dict(sorted(digests.items()))}
+    _write_json(folder / CONFIG, config.to_json() | {"bam": made_by})
 
 
 def _write_shard(path: Path, shard: dict[str, Tensor]) -> None:
@@ -210,6 +224,10 @@ def _shards(tensors: Iterable[tuple[str, Tensor]], max_bytes: int) -> Iterator[d
             shard, size = {}, 0
         shard[name] = tensor.detach().cpu().contiguous()
         size += tensor.nbytes
+        if size >= max_bytes:  # full: written before the next tensor is made
+            del tensor
+            yield shard
+            shard, size = {}, 0
     if shard:
         yield shard
 
@@ -261,9 +279,9 @@ def model_card(
         "vocabulary, context": f"{config.vocab_size:,}, {config.max_seq_len:,} tokens",
     }
     if attention:
-        sizes["attention experts"] = f"{_experts(config, attention)}; {attention.kv} keys and values"
+        sizes["attention experts"] = f"{_experts(config, 'attention')}; {_KEYS_VALUES[attention.kv]}"
     if ffn:
-        sizes["FFN experts"] = _experts(config, ffn)
+        sizes["FFN experts"] = _experts(config, "ffn")
     made_from = [f"- {role}: `{stage}`, key `{key}`" for role, (stage, key) in parents.items()]
     return (
         "\n\n".join(
@@ -274,8 +292,19 @@ def model_card(
     )
 
 
-def _experts(config: ModelConfig, experts: AttentionExperts | FFNExperts) -> str:
-    return f"{', '.join(config.experts)}; top {experts.top_k} of {experts.n_experts}, {experts.gate}"
+_KEYS_VALUES = {
+    "expert": "expert keys and values",
+    "shared": "shared keys and values",
+    "value_only": "expert values, shared queries and keys",
+}
+
+
+def _experts(config: ModelConfig, branch: Literal["attention", "ffn"]) -> str:
+    experts = config.attention if branch == "attention" else config.ffn
+    assert experts is not None, f"no {branch} experts"
+    names = ", ".join(config.expert_labels(branch))
+    only = "" if experts.layers is None else f"; in layers {', '.join(map(str, experts.layers))}"
+    return f"{names}; top {experts.top_k} of {experts.n_experts}, {experts.gate}{only}"
 
 
 def _table(rows: Mapping[str, str]) -> str:

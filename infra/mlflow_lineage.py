@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from infra.mlflow_tracker import MlflowTracker
 
-MODEL_KINDS = frozenset({"seed", "expert", "mix", "train", "dense"})
+MODEL_KINDS = frozenset({"seed", "expert", "mix", "edit", "train", "dense"})
 SYNCED = "synced"
 """The pipeline of runs that were rebuilt from records, which do not say what pipeline they were made in."""
 _DIGEST_CHARS = 32  # MLflow allows 36

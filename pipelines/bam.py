@@ -16,9 +16,12 @@ from bam_core.config import ModelConfig, TrainConfig
 from bam_core.graph.stage import Pipeline, Resources, Stage
 from bam_core.nn.costs import training_flops
 from bam_core.seeds import child_seed
-from bam_core.upcycle.variants import Variant, mixture_config
+from bam_core.upcycle.variants import Variant, mixture_config, variant_sources
 from pipelines.recipe import Recipe
 from pipelines.stages import KINDS
+
+CALIBRATION_TOKENS = 4096
+"""Of each domain's text, to fit a mixture's routers and to measure its start."""
 
 
 def build(recipe: Recipe, digests: Mapping[str, str]) -> Pipeline:
@@ -32,7 +35,7 @@ def _stages(recipe: Recipe, digests: Mapping[str, str]) -> Iterator[Stage]:
         yield _data(recipe, domain, digests[domain])
 
     seed = recipe.seed_training()
-    start = {"init_seed": child_seed(recipe.seed, "init"), "model": recipe.dense_config().to_json()}
+    start = {"init_seed": child_seed(recipe.seed, "init"), "model": recipe.dense_config().identity()}
     yield _training(recipe, "seed", {"tokenizer": "tokenizer"}, seed, start)
     for domain in recipe.specialists:
         yield _training(
@@ -83,7 +86,13 @@ def mixture_phases(recipe: Recipe) -> dict[str, TrainConfig]:
 
 
 def variant(recipe: Recipe, name: str) -> Variant:
-    return Variant.from_json({"name": name} | recipe.variants[name].model_dump(exclude_none=True))
+    return Variant.from_json({"name": name} | recipe.variants[name].spec())
+
+
+def warnings(recipe: Recipe) -> list[str]:
+    """What the recipe may ask for and likely does not mean, each with its key path."""
+    models, variants = list(experts(recipe)), {name: variant(recipe, name) for name in recipe.variants}
+    return [f"variants.{name}: {warning}" for name, spec in variants.items() for warning in spec.warnings(models)]
 
 
 def _tokenizer(recipe: Recipe, digests: Mapping[str, str]) -> Stage:
@@ -124,17 +133,22 @@ def _training(
     pace = {"checkpoint_steps": recipe.runtime.checkpoint_steps}
     if recipe.runtime.micro_batch_rows:
         pace["micro_batch_rows"] = recipe.runtime.micro_batch_rows
-    stage = _stage(name, {**config, "phase": phase.to_json()}, {**start, **data}, {"pace": pace})
+    stage = _stage(name, {**config, "phase": phase.identity()}, {**start, **data}, {"pace": pace})
     return replace(stage, resources=Resources(group.workers, group.cpus, group.gpus, trains=True))
 
 
 def _mix(recipe: Recipe, name: str) -> Stage:
+    """Reads the dense models that the variant is made from, and text of every domain to measure the start on."""
+    spec, stages = variant(recipe, name), experts(recipe)
+    sources = [[expert, stages[expert]] for expert in variant_sources(spec, list(stages))]
     config = {
-        "variant": variant(recipe, name).to_json(),
-        "experts": [[expert, stage] for expert, stage in experts(recipe).items()],  # a list: the order counts
+        "variant": spec.identity(),
+        "experts": sources,  # a list: the order counts
         "seed": child_seed(recipe.seed, "mix"),
+        "domains": list(recipe.domains),
+        "calibration_tokens": CALIBRATION_TOKENS,
     }
-    return _stage(f"mix.{name}", config, {stage: stage for stage in experts(recipe).values()}, {})
+    return _stage(f"mix.{name}", config, {stage: stage for _, stage in sources} | _all_data(recipe), {})
 
 
 def _evaluate(recipe: Recipe) -> Stage:
@@ -146,8 +160,9 @@ def _evaluate(recipe: Recipe) -> Stage:
         "dtype": recipe.evaluate.dtype,
         "seeds": [recipe.seed],
     }
-    data = {f"data.{domain}": f"data.{domain}" for domain in recipe.domains}
-    stage = _stage("evaluate", config, {**{name: name for name in models}, **data}, {})
+    if recipe.ensemble:
+        config["ensemble"] = list(experts(recipe).values())
+    stage = _stage("evaluate", config, {name: name for name in models} | _all_data(recipe), {})
     groups = (recipe.runtime.seed, recipe.runtime.expert, recipe.runtime.train)
     return replace(stage, resources=Resources(cpus=max(group.cpus for group in groups)))  # it runs alone
 
@@ -156,6 +171,10 @@ def _report(recipe: Recipe) -> Stage:
     models = list(model_configs(recipe))
     config = {"recipe": recipe.name, "models": models, "domains": list(recipe.domains)}
     return _stage("report", config, {"evaluate": "evaluate", **{name: name for name in models}}, {})
+
+
+def _all_data(recipe: Recipe) -> dict[str, str]:
+    return {f"data.{domain}": f"data.{domain}" for domain in recipe.domains}
 
 
 def _stage(name: str, config: Mapping[str, Any], inputs: Mapping[str, str], runtime: Mapping[str, Any]) -> Stage:

@@ -13,11 +13,15 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bam_core.evaluate.routing import RoutingSums
 from bam_core.nn.lm import LM
-from bam_core.nn.losses import next_token_loss
+
+VALUES_PER_CHUNK = 2**20
+"""Logits that are made wide at a time."""
 
 
 class Rows(Protocol):
@@ -60,27 +64,57 @@ def spread_indices(n_rows: int, n_wanted: int) -> NDArray[np.int64]:
     return (np.arange(n_wanted) * n_rows) // max(1, n_wanted)
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Scored:
+    """One model on rows of one domain. nll_RT: of every predicted token, in nats and the precision of the pass."""
+
+    nll_RT: Tensor
+    n_bytes: int
+    routing: RoutingSums | None = None
+
+    @property
+    def total(self) -> DomainScore:
+        return DomainScore(float(self.nll_RT.double().mean()), self.nll_RT.numel(), self.n_bytes)
+
+
 def score(model: LM, rows: Rows, max_tokens: int, batch_rows: int = 16) -> tuple[DomainScore, RoutingSums | None]:
     """Score `model` on up to `max_tokens` predicted tokens of `rows` (at least one row).
 
     Returns the routing statistics too where the model is a mixture.
     """
+    scored = score_tokens(model, rows, max_tokens, batch_rows)
+    return scored.total, scored.routing
+
+
+@torch.no_grad()
+def score_tokens(model: LM, rows: Rows, max_tokens: int, batch_rows: int = 16) -> Scored:
+    """As `score`, with the figure of every token: a float for each of `max_tokens`."""
     assert len(rows) > 0, "a validation set needs at least one row"
     model.eval()
     device = next(model.parameters()).device
     seq_len = rows[np.arange(1)].shape[1] - 1
     chosen = spread_indices(len(rows), max(1, max_tokens // seq_len))
     sums = RoutingSums(model.config) if model.config.is_mixture else None
-    nll = 0.0
+    nll = []
     for start in range(0, len(chosen), batch_rows):
         tokens = torch.from_numpy(rows[chosen[start : start + batch_rows]]).to(device)
         output = model(tokens[:, :-1])
-        nll += float(next_token_loss(model.logits(output.hidden_BTD), tokens[:, 1:]))
+        nll.append(token_nll(model.logits(output.hidden_BTD), tokens[:, 1:]).cpu())
         if sums is not None:
             sums.add(output.routing)
-    n_tokens = len(chosen) * seq_len
-    return DomainScore(nll / n_tokens, n_tokens, int(rows.n_bytes[chosen].sum())), sums
+    return Scored(torch.cat(nll), int(rows.n_bytes[chosen].sum()), sums)
+
+
+def token_nll(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """-ln p(target) of every token, in float32 or wider; probabilities are never all in memory."""
+    wide = torch.promote_types(logits_BTV.dtype, torch.float32)
+    chunk = max(1, VALUES_PER_CHUNK // logits_BTV.shape[-1])
+    logits_NV, targets_N = logits_BTV.flatten(0, -2), targets_BT.flatten()
+    nll_N = [
+        F.cross_entropy(logits_NV[i : i + chunk].to(wide), targets_N[i : i + chunk], reduction="none")
+        for i in range(0, len(targets_N), chunk)
+    ]
+    return torch.cat(nll_N).view_as(targets_BT)
 
 
 def average_perplexity(scores: Mapping[str, DomainScore]) -> float:

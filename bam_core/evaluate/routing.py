@@ -2,7 +2,8 @@
 
 Definitions: `mean_gate[e]` = mean over tokens of expert e's gate value (its weight in the sum, 0 where not chosen);
 `fraction[e]` = share of the token-to-expert assignments that expert e got (sums to 1); `entropy` = mean over tokens of
-the entropy of the router's probabilities over log E (0: always sure, 1: uniform).
+the entropy of the router's probabilities over log E (0: always sure, 1: uniform). A layer in which the branch has no
+experts has null in their place.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class RoutingSums:
                 self._ffn.add(layer, chosen.ffn)
 
     def to_json(self) -> dict[str, Any]:
+        """Per branch; None for one without experts."""
         return {
             "attention": self._attention.to_json(with_fraction=False) if self._attention else None,
             "ffn": self._ffn.to_json(with_fraction=True) if self._ffn else None,
@@ -61,12 +63,15 @@ class _RouterSums:
     def to_json(self, with_fraction: bool) -> dict[str, Any]:
         n_tokens_L1 = self.n_tokens[:, None].clamp(min=1)
         table: dict[str, Any] = {
-            "mean_gate": (self.gate / n_tokens_L1).tolist(),
-            "entropy": (self.entropy / n_tokens_L1[:, 0]).tolist(),
+            "mean_gate": self._where_routed(self.gate / n_tokens_L1),
+            "entropy": self._where_routed(self.entropy / n_tokens_L1[:, 0]),
         }
         if with_fraction:
-            table["fraction"] = (self.count / self.count.sum(1, keepdim=True).clamp(min=1)).tolist()
+            table["fraction"] = self._where_routed(self.count / self.count.sum(1, keepdim=True).clamp(min=1))
         return table
+
+    def _where_routed(self, figures_L: Tensor) -> list[Any]:
+        return [figure if n > 0 else None for figure, n in zip(figures_L.tolist(), self.n_tokens.tolist(), strict=True)]
 
 
 def _normalised_entropy(probs_NE: Tensor) -> Tensor:

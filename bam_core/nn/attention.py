@@ -1,4 +1,8 @@
-"""Causal self-attention with rotary embedding and grouped keys and values, and the cache for decoding."""
+"""Causal self-attention with rotary embedding and grouped keys and values, and the cache for decoding.
+
+A cache may hold rows of different lengths: row b starts with pad_B[b] positions that stand for nothing. No other
+position attends to them, and the row's positions are counted from after them, so each row is what it is alone.
+"""
 
 from __future__ import annotations
 
@@ -9,33 +13,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bam_core.config import ModelConfig
-from bam_core.nn.layers import apply_rotary, empty
+from bam_core.nn.layers import apply_rotary, empty, norm_channels
 from bam_core.nn.short_attention import MAX_ROW, short_attention
 
 Rotary = tuple[Tensor, Tensor]
-"""cos_TC and sin_TC of the positions at hand."""
+"""cos_TR and sin_TR of the positions at hand; with a leading B where rows differ in position."""
 
 
 @dataclass
 class LayerCache:
-    """Keys and values of one layer: room for S positions, `length` filled. G counts all experts' heads."""
+    """Keys and values of one layer: room for S positions, `length` filled."""
 
     keys_BSGC: Tensor
-    values_BSGC: Tensor
+    values_BSGX: Tensor
+    pad_B: Tensor | None = None
     length: int = 0
 
-    def append(self, k_BTGC: Tensor, v_BTGC: Tensor) -> tuple[Tensor, Tensor]:
-        """Store T more positions; return keys and values of all positions so far."""
-        end = self.length + k_BTGC.shape[1]
+    def append(self, k_BTGC: Tensor, v_BTGX: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Store T more positions; return keys, values and mask for `attend` from these to all positions so far."""
+        start, end = self.length, self.length + k_BTGC.shape[1]
         assert end <= self.keys_BSGC.shape[1], f"{end} positions in a cache for {self.keys_BSGC.shape[1]}"
-        self.keys_BSGC[:, self.length : end] = k_BTGC
-        self.values_BSGC[:, self.length : end] = v_BTGC
+        self.keys_BSGC[:, start:end] = k_BTGC
+        self.values_BSGX[:, start:end] = v_BTGX
         self.length = end
-        return self.keys_BSGC[:, :end], self.values_BSGC[:, :end]
+        return self.keys_BSGC[:, :end], self.values_BSGX[:, :end], self._mask(start, end)
+
+    def _mask(self, start: int, end: int) -> Tensor | None:
+        """mask_BTS: the past of each query without pads. A pad sees itself, since a softmax needs something."""
+        if self.pad_B is None:
+            return None
+        key_S = torch.arange(end, device=self.pad_B.device)
+        query_T1 = key_S[start:, None]
+        real_B1S = key_S >= self.pad_B[:, None, None]
+        return (real_B1S & (key_S <= query_T1)) | (key_S == query_T1)
 
 
 class Cache:
-    """One `LayerCache` per layer: E sets of heads under Expert-KV, one set otherwise."""
+    """One `LayerCache` per layer. pad_B: how many positions each row starts with that stand for nothing."""
 
     def __init__(
         self,
@@ -44,46 +58,81 @@ class Cache:
         capacity: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        pad_B: Tensor | None = None,
     ) -> None:
-        shape = (batch, capacity, n_cached_heads(config), config.head_dim)
-        self.layers = [
-            LayerCache(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
-            for _ in range(config.n_layers)
-        ]
+        def room(shape_GC: tuple[int, int]) -> Tensor:
+            return torch.empty((batch, capacity, *shape_GC), dtype=dtype, device=device)
+
+        self.pad_B = pad_B.to(device) if pad_B is not None else None
+        shapes = [cached_shapes(config, layer) for layer in range(config.n_layers)]
+        self.layers = [LayerCache(room(keys), room(values), self.pad_B) for keys, values in shapes]
 
     @property
     def length(self) -> int:
-        """Positions seen so far."""
+        """Positions seen so far, pads included."""
         return self.layers[0].length
 
+    def positions(self, n_new: int) -> slice | Tensor:
+        """The next n_new positions, as an index of `rotary_tables`; position_BT where there are pads."""
+        end = self.length + n_new
+        if self.pad_B is None:
+            return slice(self.length, end)
+        return (torch.arange(self.length, end, device=self.pad_B.device) - self.pad_B[:, None]).clamp_(min=0)
 
-def n_cached_heads(config: ModelConfig) -> int:
-    """Key/value heads that a layer caches for each position."""
-    attention = config.attention
-    copies = attention.n_experts if attention is not None and attention.kv == "expert" else 1
-    return copies * config.n_kv_heads
+
+def cached_shapes(config: ModelConfig, layer: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Heads and channels of the keys and of the values that a layer keeps for each position.
+
+    Expert-KV keeps E times the heads; value-only experts keep values E times as wide.
+    """
+    experts = config.attention_at(layer)
+    n, kv = (experts.n_experts, experts.kv) if experts is not None else (1, "shared")
+    groups = config.n_kv_heads * (n if kv == "expert" else 1)
+    return (groups, config.head_dim), (groups, config.head_dim * (n if kv == "value_only" else 1))
 
 
-def attend(q_BTHC: Tensor, k_BSGC: Tensor, v_BSGC: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(C)) v over the past, o_BTHC. Query head h reads key/value head h // (H/G).
+def attend(q_BTHC: Tensor, k_BSGC: Tensor, v_BSGX: Tensor, mask_BTS: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(C)) v over the past, o_BTHX. Query head h reads key/value head h // (H/G).
 
-    The T queries are the last T of the S positions.
+    The T queries are the last T of the S positions. Values may be wider than keys. A mask takes the place of
+    the past: true where a query may look.
     """
     n_queries, n_keys = q_BTHC.shape[1], k_BSGC.shape[1]
-    if q_BTHC.device.type == "cpu" and q_BTHC.dtype == torch.bfloat16 and n_queries == n_keys <= MAX_ROW:
-        return short_attention(q_BTHC, k_BSGC, v_BSGC)
-    mask = None
-    if 1 < n_queries < n_keys:
+    causal = mask_BTS is None and n_queries == n_keys
+    if causal and q_BTHC.device.type == "cpu" and q_BTHC.dtype == torch.bfloat16 and n_keys <= MAX_ROW:
+        return short_attention(q_BTHC, k_BSGC, v_BSGX)
+    mask = mask_BTS.unsqueeze(1) if mask_BTS is not None else None
+    if mask is None and 1 < n_queries < n_keys:
         mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q_BTHC.device).tril(n_keys - n_queries)
-    o_BHTC = F.scaled_dot_product_attention(
+    o_BHTX = F.scaled_dot_product_attention(
         q_BTHC.transpose(1, 2),
         k_BSGC.transpose(1, 2),
-        v_BSGC.transpose(1, 2),
+        v_BSGX.transpose(1, 2),
         attn_mask=mask,
-        is_causal=n_queries == n_keys,
+        is_causal=causal,
         enable_gqa=q_BTHC.shape[2] != k_BSGC.shape[2],
     )
-    return o_BHTC.transpose(1, 2)
+    return o_BHTX.transpose(1, 2)
+
+
+def attend_past(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGX: Tensor, cache: LayerCache | None) -> Tensor:
+    """`attend` from T new positions to all that `cache` holds and to themselves; the cache takes them in."""
+    if cache is None:
+        return attend(q_BTHC, k_BTGC, v_BTGX)
+    return attend(q_BTHC, *cache.append(k_BTGC, v_BTGX))
+
+
+def project(x_BTD: Tensor, w_RD: Tensor, head_dim: int) -> Tensor:
+    """x w^T in heads, x_BTHC; a leading E of w folds into them, expert by expert."""
+    return F.linear(x_BTD, w_RD.flatten(0, -2)).view(*x_BTD.shape[:-1], -1, head_dim)
+
+
+def project_rotary(x_BTD: Tensor, w_RD: Tensor, scale_R: Tensor | None, rotary: Rotary, config: ModelConfig) -> Tensor:
+    """Queries or keys in heads: `project`, QK-norm with `scale_R` if there is one, then rotary embedding."""
+    x_BTHC = project(x_BTD, w_RD, config.head_dim)
+    if scale_R is not None:
+        x_BTHC = norm_channels(x_BTHC, scale_R.view(-1, config.head_dim), config.norm_eps, config.norm)
+    return apply_rotary(x_BTHC, *rotary, config.rotary_pairs)
 
 
 class Attention(nn.Module):
@@ -92,18 +141,17 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         rows, kv_rows = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-        self.head_dim = config.head_dim
+        self.config = config
         self.w_q = empty(rows, config.d_model)
         self.w_k = empty(kv_rows, config.d_model)
         self.w_v = empty(kv_rows, config.d_model)
         self.w_o = empty(rows, config.d_model)
+        self.q_norm = empty(rows) if config.qk_norm else None
+        self.k_norm = empty(kv_rows) if config.qk_norm else None
 
     def forward(self, x_BTD: Tensor, rotary: Rotary, cache: LayerCache | None = None) -> tuple[Tensor, None]:
         """The output, and None: a dense attention routes nothing."""
-        heads = (*x_BTD.shape[:2], -1, self.head_dim)
-        q_BTHC = apply_rotary(F.linear(x_BTD, self.w_q).view(heads), *rotary)
-        k_BTGC = apply_rotary(F.linear(x_BTD, self.w_k).view(heads), *rotary)
-        v_BTGC = F.linear(x_BTD, self.w_v).view(heads)
-        if cache is not None:
-            k_BTGC, v_BTGC = cache.append(k_BTGC, v_BTGC)
-        return attend(q_BTHC, k_BTGC, v_BTGC).flatten(-2) @ self.w_o, None
+        q_BTHC = project_rotary(x_BTD, self.w_q, self.q_norm, rotary, self.config)
+        k_BTGC = project_rotary(x_BTD, self.w_k, self.k_norm, rotary, self.config)
+        v_BTGC = project(x_BTD, self.w_v, self.config.head_dim)
+        return attend_past(q_BTHC, k_BTGC, v_BTGC, cache).flatten(-2) @ self.w_o, None

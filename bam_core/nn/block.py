@@ -22,7 +22,7 @@ from bam_core.nn.attention import Attention, LayerCache, Rotary
 from bam_core.nn.layers import Norm, SwiGLU
 from bam_core.nn.moa import MixtureOfAttention
 from bam_core.nn.moe import MixtureOfExperts
-from bam_core.nn.routing import Routing
+from bam_core.nn.routing import Noise, Routing
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class LayerRouting:
 class Block(nn.Module):
     """One layer, dense or with experts in either branch."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.parallel = config.residual == "parallel"
         if self.parallel:
@@ -44,16 +44,25 @@ class Block(nn.Module):
         else:
             self.attn_norm = Norm(config.d_model, config.norm_eps, config.norm)
             self.ffn_norm = Norm(config.d_model, config.norm_eps, config.norm)
-        self.attn = MixtureOfAttention(config, config.attention) if config.attention else Attention(config)
-        self.ffn = MixtureOfExperts(config, config.ffn) if config.ffn else SwiGLU(config.d_model, config.d_ff)
+        attention, ffn = config.attention_at(layer), config.ffn_at(layer)
+        self.attn = MixtureOfAttention(config, attention) if attention else Attention(config)
+        self.ffn = MixtureOfExperts(config, ffn, layer) if ffn else SwiGLU(config.d_model, config.d_ff)
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary, cache: LayerCache | None) -> tuple[Tensor, LayerRouting]:
+    def forward(
+        self, x_BTD: Tensor, rotary: Rotary, cache: LayerCache | None, noise: Noise | None = None
+    ) -> tuple[Tensor, LayerRouting]:
         if self.parallel:
             h_BTD = self.norm(x_BTD)
             attention_BTD, attention_routing = self.attn(h_BTD, rotary, cache)
-            ffn_BTD, ffn_routing = self.ffn(h_BTD)
+            ffn_BTD, ffn_routing = self._route_ffn(h_BTD, noise)
             return x_BTD + attention_BTD + ffn_BTD, LayerRouting(attention_routing, ffn_routing)
         attention_BTD, attention_routing = self.attn(self.attn_norm(x_BTD), rotary, cache)
         x_BTD = x_BTD + attention_BTD
-        ffn_BTD, ffn_routing = self.ffn(self.ffn_norm(x_BTD))
+        ffn_BTD, ffn_routing = self._route_ffn(self.ffn_norm(x_BTD), noise)
         return x_BTD + ffn_BTD, LayerRouting(attention_routing, ffn_routing)
+
+    def _route_ffn(self, h_BTD: Tensor, noise: Noise | None) -> tuple[Tensor, Routing | None]:
+        """Only a mixture samples."""
+        found: tuple[Tensor, Routing | None]
+        found = self.ffn(h_BTD, noise) if isinstance(self.ffn, MixtureOfExperts) else self.ffn(h_BTD)
+        return found

@@ -1,65 +1,113 @@
 """Parameters, FLOPs and bytes of a model, by arithmetic on its config. No torch, so that planning is quick.
 
-Checked against the paper's Table 9 (totals) and Table 7 (FLOPs); where they differ, the docstring says how.
+Invariant: parameters equal the sum over `shapes.tensor_shapes`, which these formulas do not read. Layers may differ
+(`layers`, `soft_layers`), so everything is a sum over layers. The paper's own figures and their errors: `paper.py`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+from math import prod
+from typing import NamedTuple
+
 from bam_core.config import ModelConfig
+from bam_core.nn.shapes import tensor_shapes
+
+MIXING_OVERHEAD_BYTES = 300_000_000
+"""Python, torch and what mixing holds beside its tensors."""
 
 
 def params_total(config: ModelConfig) -> int:
-    """Every parameter. The paper's Table 9, "Total"."""
-    attention, ffn = config.attention, config.ffn
-    query_output, key_value, swiglu = _matrices(config)
-    layer = _norms_per_layer(config) * config.d_model + _routers(config)
-    layer += query_output * (attention.n_experts if attention else 1)
-    layer += key_value * _kv_copies(config)
-    layer += swiglu * (ffn.n_experts if ffn else 1)
-    return config.n_layers * layer + config.d_model + _embeddings(config)
+    """Every parameter, routers' biases included. The paper's Table 9, "Total"."""
+    return sum(part["total"] for part in params_by_component(config).values())
 
 
 def params_active(config: ModelConfig) -> int:
     """Parameters that one token uses: all embedding rows, norms and routers, and the experts chosen for it.
 
-    Of attention experts that is the queries and outputs of the chosen ones, and the keys and values of all: a
-    later token may choose any. The paper's Table 9, "Active", with two corrections: it counts one router per
-    layer of BAM (we count both), and it leaves the shared keys and values out of Shared-KV.
+    Of attention experts that is the queries and outputs of the chosen ones, and the keys and values of all: a later
+    token may choose any. The paper's Table 9, "Active", without its errors (`paper.ERRATA`).
     """
-    attention, ffn = config.attention, config.ffn
-    query_output, key_value, swiglu = _matrices(config)
-    layer = _norms_per_layer(config) * config.d_model + _routers(config)
-    layer += query_output * (attention.top_k if attention else 1)
-    layer += key_value * _kv_copies(config)
-    layer += swiglu * (ffn.top_k if ffn else 1)
-    return config.n_layers * layer + config.d_model + _embeddings(config)
+    return sum(part["active"] for part in params_by_component(config).values())
+
+
+def params_by_component(config: ModelConfig) -> dict[str, dict[str, int]]:
+    """Component -> `total` and `active` parameters, over all layers; components that a model lacks are left out."""
+    D, HC, GC = _widths(config)
+    total, active = Counter[str](), Counter[str]()
+
+    def add(component: str, each: int, copies: int, used: int | None = None) -> None:
+        total[component] += each * copies
+        active[component] += each * (copies if used is None else used)
+
+    vocab = config.vocab_size * D
+    add("embedding", vocab, 1)
+    for layer in range(config.n_layers):
+        n = _copies(config, layer)
+        add("norms", D, 1 if config.residual == "parallel" else 2)
+        add("queries", HC * D, n.queries, n.queries_used)
+        add("keys", GC * D, n.keys)
+        add("values", GC * D, n.values)
+        add("outputs", HC * D, n.outputs, n.outputs_used)
+        if config.qk_norm:
+            add("qk_norms", HC, n.queries, n.queries_used)
+            add("qk_norms", GC, n.keys)
+        add("attention_router", D, n.attention_routed)
+        add("attention_router", n.attention_routed, n.attention_biases)
+        add("ffn", n.ffn_size, n.ffn, n.ffn_used)
+        add("shared_expert", 3 * D * config.d_ff, n.shared_experts)
+        add("ffn_router", D, n.ffn_routed)
+        add("ffn_router", n.ffn_routed, n.ffn_biases)
+    add("norms", D, 1)
+    add("head", vocab, 0 if config.tie_embeddings else 1)
+    return {name: {"total": count, "active": active[name]} for name, count in total.items() if count}
 
 
 def flops_per_token(config: ModelConfig, context: int) -> int:
-    """FLOPs of the matrix products of one forward pass, per token that attends to `context` positions.
+    """FLOPs of the matrix products of one forward pass, per token that attends to `context` positions."""
+    return sum(flops_by_operation(config, context).values())
 
-    2 per multiply-add: projections, attention scores and the weighted sum of values, routers, chosen FFN
-    experts and the output embedding. Not: norms, softmax, activations, rotary, gates, the embedding lookup.
-    All attention experts are counted under a top-k gate too: that gate masks, it skips no work.
-    The paper's Tables 7 and 10 are per layer, without the output embedding and the weighted sum of values.
+
+def flops_by_operation(
+    config: ModelConfig, context: int, *, paper: bool = False, layer: int | None = None
+) -> dict[str, int]:
+    """Operation -> FLOPs of one forward pass, per token that attends to `context` positions; 2 per multiply-add.
+
+    Not counted: norms, softmax, activations, rotary embedding, gates, the embedding's lookup. All attention experts
+    are counted under a top-k gate too: that gate masks, it skips no work.
+    paper: by the convention of the paper's Tables 7 and 10 (Kaplan's): without the product of attention
+    probabilities and values (`weighted_values`), and without the output embedding (`head`).
+    layer: of that layer alone, without the head; None for the whole model.
     """
-    fixed, per_position = _flops(config)
-    return fixed + per_position * context
+    layers = range(config.n_layers) if layer is None else (layer,)
+    flops = _layers_flops(config, layers, context)
+    if layer is None:
+        flops["head"] = 2 * config.vocab_size * config.d_model
+    left_out = {"weighted_values", "head"} if paper else set()
+    return {name: count for name, count in flops.items() if count and name not in left_out}
 
 
 def training_flops(config: ModelConfig, tokens: int, seq_len: int) -> int:
     """FLOPs to train on `tokens` in rows of seq_len: forward, and twice that backward.
 
-    A causal position attends to (seq_len + 1) / 2 positions on average.
+    A causal position attends to (seq_len + 1) / 2 positions on average. `dense_router_gradient` computes every FFN
+    expert for every token. What a `capacity_factor` drops is not taken off.
     """
-    fixed, per_position = _flops(config)
+    if config.ffn is not None and config.ffn.dense_router_gradient:
+        config = replace(config, ffn=replace(config.ffn, top_k=config.ffn.n_experts, gate="softmax_topk"))
+    fixed = flops_per_token(config, 0)
+    per_position = flops_per_token(config, 1) - fixed
     return 3 * tokens * (2 * fixed + per_position * (seq_len + 1)) // 2
 
 
 def cache_bytes_per_token(config: ModelConfig, bytes_per_value: int = 2) -> int:
-    """Bytes of keys and values kept for each position while decoding; E sets of them under Expert-KV."""
-    heads = config.n_kv_heads * _kv_copies(config)
-    return config.n_layers * 2 * heads * config.head_dim * bytes_per_value
+    """Bytes of keys and values kept for each position while decoding; E sets of them under Expert-KV.
+
+    Shared keys and values: one set. `value_only`: one set of keys, E of values.
+    """
+    copies = [_copies(config, layer) for layer in range(config.n_layers)]
+    return sum(n.keys + n.values for n in copies) * config.n_kv_heads * config.head_dim * bytes_per_value
 
 
 def training_bytes(config: ModelConfig, dtype: str = "bf16") -> int:
@@ -72,38 +120,77 @@ def training_bytes(config: ModelConfig, dtype: str = "bf16") -> int:
     return params_total(config) * (2 * working + 4 * master)
 
 
-def _matrices(config: ModelConfig) -> tuple[int, int, int]:
-    """Parameters of one expert: queries and outputs, keys and values, SwiGLU."""
-    d = config.d_model
-    rows, kv_rows = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    return 2 * d * rows, 2 * d * kv_rows, 3 * d * config.d_ff
+def mixing_bytes(config: ModelConfig) -> int:
+    """Bound on the memory of making this mixture from dense models, one tensor after another.
+
+    The largest tensor of a dense model E + 2 times in float32, and `MIXING_OVERHEAD_BYTES`. E: its slices in the
+    mixture, or the dense models that are merged, whichever is more.
+    """
+    dense = replace(config, attention=None, ffn=None, experts=())
+    largest = max(prod(shape) for shape in tensor_shapes(dense).values())
+    slots = [len(part.slots) for part in (config.attention, config.ffn) if part is not None]
+    return 4 * largest * (max(len(config.experts), 1, *slots) + 2) + MIXING_OVERHEAD_BYTES
 
 
-def _kv_copies(config: ModelConfig) -> int:
-    attention = config.attention
-    return attention.n_experts if attention and attention.kv == "expert" else 1
+class _Copies(NamedTuple):
+    """How often one layer has each of its matrices, and how many of them a token uses."""
+
+    queries: int
+    queries_used: int
+    keys: int
+    values: int
+    outputs: int
+    outputs_used: int
+    attention_routed: int
+    attention_biases: int
+    ffn_size: int
+    ffn: int
+    ffn_used: int
+    shared_experts: int
+    ffn_routed: int
+    ffn_biases: int
 
 
-def _norms_per_layer(config: ModelConfig) -> int:
-    return 1 if config.residual == "parallel" else 2
+def _copies(config: ModelConfig, layer: int) -> _Copies:
+    attention, ffn = config.attention_at(layer), config.ffn_at(layer)
+    E, K = (attention.n_experts, attention.top_k) if attention else (1, 1)
+    kv = attention.kv if attention else "expert"
+    return _Copies(
+        queries=1 if kv == "value_only" else E,
+        queries_used=1 if kv == "value_only" else K,
+        keys=E if kv == "expert" else 1,
+        values=1 if kv == "shared" else E,
+        outputs=E,
+        outputs_used=K,
+        attention_routed=E if attention else 0,
+        attention_biases=int(attention.router_bias) if attention else 0,
+        ffn_size=3 * config.d_model * (config.d_ff // ffn.split if ffn else config.d_ff),
+        ffn=ffn.n_experts if ffn else 1,
+        ffn_used=ffn.top_k if ffn else 1,
+        shared_experts=int(ffn.shared_expert) if ffn else 0,
+        ffn_routed=ffn.n_experts if ffn else 0,
+        ffn_biases=ffn.router_bias + (ffn.balance == "bias") if ffn else 0,
+    )
 
 
-def _routers(config: ModelConfig) -> int:
-    parts = (config.attention, config.ffn)
-    return sum(part.n_experts * config.d_model for part in parts if part is not None)
+def _layers_flops(config: ModelConfig, layers: range | tuple[int, ...], context: int) -> Counter[str]:
+    D, HC, GC = _widths(config)
+    flops = Counter[str]()
+    for layer in layers:
+        n = _copies(config, layer)
+        flops["attention_router"] += 2 * D * n.attention_routed
+        flops["queries"] += 2 * HC * D * n.queries
+        flops["keys"] += 2 * GC * D * n.keys
+        flops["values"] += 2 * GC * D * n.values
+        flops["scores"] += 2 * HC * n.queries * context
+        flops["weighted_values"] += 2 * HC * n.outputs * context
+        flops["outputs"] += 2 * HC * D * n.outputs
+        flops["ffn_router"] += 2 * D * n.ffn_routed
+        flops["ffn"] += 2 * n.ffn_size * n.ffn_used
+        flops["shared_expert"] += 2 * 3 * D * config.d_ff * n.shared_experts
+    return flops
 
 
-def _embeddings(config: ModelConfig) -> int:
-    return (1 if config.tie_embeddings else 2) * config.vocab_size * config.d_model
-
-
-def _flops(config: ModelConfig) -> tuple[int, int]:
-    """FLOPs per token that do not depend on the context, and FLOPs per token and attended position."""
-    attention, ffn = config.attention, config.ffn
-    query_output, key_value, swiglu = _matrices(config)
-    n_attention = attention.n_experts if attention else 1
-    layer = query_output * n_attention + key_value * _kv_copies(config) + _routers(config)
-    layer += swiglu * (ffn.top_k if ffn else 1)
-    fixed = 2 * (config.n_layers * layer + config.vocab_size * config.d_model)
-    per_position = config.n_layers * 2 * 2 * n_attention * config.n_heads * config.head_dim
-    return fixed, per_position
+def _widths(config: ModelConfig) -> tuple[int, int, int]:
+    """Width of the model, of all query heads together, and of all key and value heads."""
+    return config.d_model, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim

@@ -1,55 +1,129 @@
-"""Sampling from a model, one token at a time, with the cache."""
+"""Sampling from a model, one token at a time, with the cache; any number of prompts in one batch.
+
+Invariant: what follows a prompt does not depend on the prompts beside it, but for rounding. Shorter prompts are
+padded on the left, pads are never attended to (`attention.py`), and every row draws from a generator of its own.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from math import isfinite
+from typing import overload
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bam_core.errors import UsageError
 from bam_core.nn.attention import Cache
 from bam_core.nn.lm import LM
+from bam_core.seeds import child_seed
 
 
-@torch.no_grad()
+@overload
 def generate(
     model: LM,
-    tokens_T: Tensor,
+    prompts: Tensor,
+    max_new_tokens: int,
+    *,
+    temperature: float = ...,
+    top_p: float = ...,
+    seed: int = ...,
+    eos_id: int | None = ...,
+) -> list[int]: ...
+@overload
+def generate(
+    model: LM,
+    prompts: Sequence[Tensor],
+    max_new_tokens: int,
+    *,
+    temperature: float = ...,
+    top_p: float = ...,
+    seed: int = ...,
+    eos_id: int | None = ...,
+) -> list[list[int]]: ...
+def generate(
+    model: LM,
+    prompts: Tensor | Sequence[Tensor],
     max_new_tokens: int,
     *,
     temperature: float = 0.0,
+    top_p: float = 1.0,
     seed: int = 0,
     eos_id: int | None = None,
-) -> list[int]:
-    """The new token ids that follow the prompt, without the `eos_id` that ended them.
+) -> list[int] | list[list[int]]:
+    """The new token ids that follow each prompt (tokens_T), without the `eos_id` that ended them.
 
-    temperature 0 takes the likeliest token; otherwise logits are divided by it and sampled with `seed`.
-    Raises UsageError for an empty prompt or one that leaves no room for max_new_tokens.
+    temperature 0 takes the likeliest token; otherwise logits are divided by it, and a token is drawn from the
+    fewest likeliest ones whose probability reaches `top_p`. One prompt is drawn with `seed`, prompt i of several
+    with `child_seed(seed, str(i))`.
+    Raises UsageError for an empty prompt, one that leaves no room for max_new_tokens, and impossible settings.
     """
-    capacity = len(tokens_T) + max_new_tokens
-    if len(tokens_T) == 0:
-        raise UsageError("the prompt is empty; a model needs at least one token to continue")
-    if capacity > model.config.max_seq_len:
-        raise UsageError(
-            f"{len(tokens_T)} prompt tokens and {max_new_tokens} new ones are {capacity};"
-            f" this model reads {model.config.max_seq_len}"
-        )
+    if not (isfinite(temperature) and temperature >= 0):
+        raise UsageError(f"temperature {temperature}: must be a finite number of at least 0")
+    if not 0 < top_p <= 1:
+        raise UsageError(f"top_p {top_p}: must be above 0 and at most 1")
+    if isinstance(prompts, Tensor):
+        rows, seeds = [prompts], [seed]
+    else:
+        rows, seeds = list(prompts), [child_seed(seed, str(row)) for row in range(len(prompts))]
+    _check_room(model, rows, max_new_tokens)
+    generators = [torch.Generator().manual_seed(row_seed) for row_seed in seeds]
+
+    def pick(logits_V: Tensor, row: int) -> int:
+        return pick_token(logits_V, temperature, top_p, generators[row])
+
+    texts = _continue_rows(model, rows, max_new_tokens, pick, eos_id) if rows else []
+    return texts[0] if isinstance(prompts, Tensor) else texts
+
+
+def _check_room(model: LM, rows: Sequence[Tensor], max_new_tokens: int) -> None:
+    for tokens_T in rows:
+        capacity = len(tokens_T) + max_new_tokens
+        if len(tokens_T) == 0:
+            raise UsageError("the prompt is empty; a model needs at least one token to continue")
+        if capacity > model.config.max_seq_len:
+            raise UsageError(
+                f"{len(tokens_T)} prompt tokens and {max_new_tokens} new ones are {capacity};"
+                f" this model reads {model.config.max_seq_len}"
+            )
+
+
+@torch.no_grad()
+def _continue_rows(
+    model: LM, rows: Sequence[Tensor], max_new_tokens: int, pick: Callable[[Tensor, int], int], eos_id: int | None
+) -> list[list[int]]:
+    """Up to max_new_tokens after each row; `pick(logits_V, row)` chooses each. A row that has ended idles along."""
     weight = model.embed.weight
-    cache = Cache(model.config, 1, capacity, weight.dtype, weight.device)
-    generator = torch.Generator().manual_seed(seed)
-    step_BT = tokens_T[None].to(weight.device)
-    new: list[int] = []
-    while len(new) < max_new_tokens:
-        hidden_BTD = model(step_BT, cache).hidden_BTD
-        token = _pick(model.logits(hidden_BTD[0, -1]), temperature, generator)
-        if token == eos_id:
+    longest = max(len(tokens_T) for tokens_T in rows)
+    pads = [longest - len(tokens_T) for tokens_T in rows]
+    pad_B = torch.tensor(pads) if any(pads) else None
+    cache = Cache(model.config, len(rows), longest + max_new_tokens, weight.dtype, weight.device, pad_B)
+    step_BT = torch.stack([F.pad(tokens_T, (pad, 0)) for tokens_T, pad in zip(rows, pads, strict=True)])
+    texts: list[list[int]] = [[] for _ in rows]
+    going = list(range(len(rows)))
+    was_training = model.training
+    model.eval()
+    for _ in range(max_new_tokens):
+        logits_BV = model.logits(model(step_BT.to(weight.device), cache).hidden_BTD[:, -1])
+        picked = {row: pick(logits_BV[row], row) for row in going}
+        going = [row for row in going if picked[row] != eos_id]
+        for row in going:
+            texts[row].append(picked[row])
+        if not going:
             break
-        new.append(token)
-        step_BT = torch.tensor([[token]], device=weight.device)
-    return new
+        step_BT = torch.tensor([[picked.get(row, 0)] for row in range(len(rows))])
+    model.train(was_training)
+    return texts
 
 
-def _pick(logits_V: Tensor, temperature: float, generator: torch.Generator) -> int:
+def pick_token(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+    """One token id, as `generate` says. Source of top_p: Holtzman et al. 2020, section 3.1 ("nucleus")."""
     if temperature == 0:
         return int(logits_V.argmax())
     probs_V = (logits_V.float().cpu() / temperature).softmax(-1)
+    if top_p < 1:
+        ordered_V, order_V = probs_V.sort(descending=True, stable=True)
+        likelier_V = ordered_V.double().cumsum(0) - ordered_V
+        probs_V[order_V[likelier_V >= top_p]] = 0
     return int(torch.multinomial(probs_V, 1, generator=generator))

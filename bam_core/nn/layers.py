@@ -1,6 +1,6 @@
 """The parts that dense models and mixtures share: norm, rotary embedding, SwiGLU, vocabulary.
 
-No biases anywhere. Parameters come uninitialised: `lm.init_weights` or a checkpoint fills them.
+Nothing here has a bias. Parameters come uninitialised: `lm.init_weights` or a checkpoint fills them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+NormKind = Literal["rms", "layer"]
+RotaryPairs = Literal["half", "interleaved"]
 
 
 def empty(*shape: int) -> nn.Parameter:
@@ -24,7 +27,7 @@ class Norm(nn.Module):
     rms: w * x / sqrt(mean(x^2) + eps);  layer: the same after subtracting the mean.
     """
 
-    def __init__(self, d: int, eps: float, kind: Literal["rms", "layer"]) -> None:
+    def __init__(self, d: int, eps: float, kind: NormKind) -> None:
         super().__init__()
         self.weight = empty(d)
         self.eps = eps
@@ -38,11 +41,19 @@ class Norm(nn.Module):
         return F.rms_norm(x_BTD.to(wide), shape, self.weight.to(wide), self.eps).to(x_BTD.dtype)
 
 
+def norm_channels(x_BTHC: Tensor, scale_HC: Tensor, eps: float, kind: NormKind) -> Tensor:
+    """`Norm` over the channels of every head, each head with a scale of its own, in float32 or wider."""
+    wide, channels = torch.promote_types(x_BTHC.dtype, torch.float32), x_BTHC.shape[-1:]
+    x = x_BTHC.to(wide)
+    normed = F.layer_norm(x, channels, eps=eps) if kind == "layer" else F.rms_norm(x, channels, eps=eps)
+    return (normed * scale_HC.to(wide)).to(x_BTHC.dtype)
+
+
 @lru_cache(maxsize=16)
 def rotary_tables(
-    seq_len: int, head_dim: int, theta: float, dtype: torch.dtype, device: torch.device
+    seq_len: int, rotary_dim: int, theta: float, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """cos_TC and sin_TC of pos * theta^(-2j/C), for pairs (j, j + C/2); the first half of sin_TC is negated.
+    """cos_TR and sin_TR of pos * theta^(-2j/R), for pairs (j, j + R/2); the first half of sin_TR is negated.
 
     Angles are computed in float32, as the code behind every public checkpoint does, then cast to `dtype`.
     The result is shared between calls: never write to it.
@@ -50,17 +61,28 @@ def rotary_tables(
     """
     # A table first made for inference must serve training too.
     with torch.inference_mode(False), torch.no_grad():
-        channel = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device)
-        inverse_frequency = 1.0 / (theta ** (channel / head_dim))
+        channel = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=device)
+        inverse_frequency = 1.0 / (theta ** (channel / rotary_dim))
         angle = torch.outer(torch.arange(seq_len, dtype=torch.float32, device=device), inverse_frequency)
         cos, sin = angle.cos(), angle.sin()
         return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
 
 
-def apply_rotary(x_BTHC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
-    """Rotate each pair (x_j, x_{j+C/2}) of every head by its position's angle, with `rotary_tables`."""
-    half = x_BTHC.shape[-1] // 2
-    return torch.addcmul(x_BTHC * cos_TC[:, None], x_BTHC.roll(half, -1), sin_TC[:, None])
+def apply_rotary(x_BTHC: Tensor, cos_TR: Tensor, sin_TR: Tensor, pairs: RotaryPairs = "half") -> Tensor:
+    """Rotate each pair of the first R channels of every head by its position's angle, with `rotary_tables`.
+
+    Pairs are (x_j, x_{j+R/2}), or (x_{2j}, x_{2j+1}) if interleaved. Tables with a leading B give each row
+    positions of its own. Channels from R on stay as they are.
+    """
+    rotary_dim = cos_TR.shape[-1]
+    if rotary_dim < x_BTHC.shape[-1]:
+        turned = apply_rotary(x_BTHC[..., :rotary_dim], cos_TR, sin_TR, pairs)
+        return torch.cat((turned, x_BTHC[..., rotary_dim:]), -1)
+    if pairs == "interleaved":
+        heads = x_BTHC.shape[:-1]
+        apart_BTHR = x_BTHC.reshape(*heads, -1, 2).mT.flatten(-2)
+        return apply_rotary(apart_BTHR, cos_TR, sin_TR).view(*heads, 2, -1).mT.flatten(-2)
+    return torch.addcmul(x_BTHC * cos_TR.unsqueeze(-2), x_BTHC.roll(rotary_dim // 2, -1), sin_TR.unsqueeze(-2))
 
 
 class SwiGLU(nn.Module):

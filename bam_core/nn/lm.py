@@ -5,6 +5,7 @@ Logits are a call of their own, so that a trainer can take them for a part of th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -15,9 +16,13 @@ from bam_core.config import ModelConfig
 from bam_core.nn.attention import Cache
 from bam_core.nn.block import Block, LayerRouting
 from bam_core.nn.layers import Norm, Vocabulary, rotary_tables
+from bam_core.nn.routing import Noise
 from bam_core.seeds import child_seed
 
-__all__ = ["LM", "LayerRouting", "Output", "child_seed", "init_weights"]
+__all__ = ["LM", "LayerRouting", "Output", "child_seed", "init_tensor", "init_weights"]
+
+FLOAT32 = ("router", "router_bias", "balance_bias")
+"""Parameters that are never narrower than float32: a choice of experts hangs on their last digits."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +43,25 @@ class LM(nn.Module):
         super().__init__()
         self.config = config.checked()
         self.embed = Vocabulary(config.vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = Norm(config.d_model, config.norm_eps, config.norm)
         self.head = None if config.tie_embeddings else Vocabulary(config.vocab_size, config.d_model)
 
-    def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Output:
-        """Hidden states of `tokens_BT`, which follow the positions in `cache`; the cache grows by them."""
-        config = self.config
-        start = cache.length if cache is not None else 0
-        end = start + tokens_BT.shape[1]
+    def forward(self, tokens_BT: Tensor, cache: Cache | None = None, noise: Noise | None = None) -> Output:
+        """Hidden states of `tokens_BT`, which follow the positions in `cache`; the cache grows by them.
+
+        noise: for a gate that samples its experts, in training.
+        """
+        config, n_time = self.config, tokens_BT.shape[1]
+        end = n_time + (cache.length if cache is not None else 0)
         assert end <= config.max_seq_len, f"{end} positions; max_seq_len is {config.max_seq_len}"
         x_BTD = self.embed.embed(tokens_BT)
-        cos, sin = rotary_tables(config.max_seq_len, config.head_dim, config.rope_theta, x_BTD.dtype, x_BTD.device)
-        rotary = (cos[start:end], sin[start:end])
+        cos, sin = rotary_tables(config.max_seq_len, config.rotary_dim, config.rope_theta, x_BTD.dtype, x_BTD.device)
+        positions = cache.positions(n_time) if cache is not None else slice(n_time)
+        rotary = (cos[positions], sin[positions])
         routing = []
         for i, block in enumerate(self.blocks):
-            x_BTD, layer_routing = block(x_BTD, rotary, cache.layers[i] if cache is not None else None)
+            x_BTD, layer_routing = block(x_BTD, rotary, cache.layers[i] if cache is not None else None, noise)
             routing.append(layer_routing)
         return Output(self.norm(x_BTD), tuple(routing) if config.is_mixture else ())
 
@@ -62,33 +70,38 @@ class LM(nn.Module):
         return (self.head or self.embed).logits(hidden_BTD)
 
     def cast(self, dtype: torch.dtype) -> LM:
-        """Put every parameter in `dtype`, in place; routers never narrower than float32."""
+        """Put every parameter in `dtype`, in place; those in FLOAT32 never narrower than that."""
+        wide = torch.promote_types(dtype, torch.float32)
         for name, parameter in self.named_parameters():
-            router = name.endswith(".router")
-            parameter.data = parameter.data.to(torch.promote_types(dtype, torch.float32) if router else dtype)
+            parameter.data = parameter.data.to(wide if name.rsplit(".", 1)[-1] in FLOAT32 else dtype)
         return self
 
 
 @torch.no_grad()
 def init_weights(model: LM, seed: int) -> None:
-    """Fill every parameter, as a function of the seed and the parameter's name and shape only.
+    """Fill every parameter by `init_tensor`: a function of the seed and the parameter's name and shape only."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(init_tensor(name, parameter.shape, model.config.n_layers, seed))
 
-    Norms are 1. All else is normal with mean 0 and this standard deviation:
+
+def init_tensor(name: str, shape: Sequence[int], n_layers: int, seed: int) -> Tensor:
+    """The initial values of one tensor of a model, in float32.
+
+    Norms are 1, biases 0. All else is normal with mean 0 and this standard deviation:
       embed, head, routers          0.02
       w_q, w_k, w_v, w_gate, w_up   1 / sqrt(D): unit variance in, unit variance out
       w_o, w_down                   1 / sqrt(2 L * fan-in): 2 L writes to the residual stream, variance 1
     """
-    depth_scale = 1 / sqrt(2 * model.config.n_layers)
-    for name, parameter in model.named_parameters():
-        kind = name.rsplit(".", 1)[-1]
-        if name.endswith("norm.weight"):
-            parameter.fill_(1)
-            continue
-        if kind in ("weight", "router"):
-            std = 0.02
-        elif kind in ("w_o", "w_down"):
-            std = depth_scale / sqrt(parameter.shape[-2])
-        else:
-            std = 1 / sqrt(parameter.shape[-1])
-        generator = torch.Generator().manual_seed(child_seed(seed, name))
-        parameter.copy_(torch.empty(parameter.shape, dtype=torch.float32).normal_(0, std, generator=generator))
+    kind = name.rsplit(".", 1)[-1]
+    if name.endswith("norm.weight") or kind in ("q_norm", "k_norm"):
+        return torch.ones(*shape)
+    if kind.endswith("_bias"):
+        return torch.zeros(*shape)
+    if kind in ("weight", "router"):
+        std = 0.02
+    elif kind in ("w_o", "w_down"):
+        std = 1 / sqrt(2 * n_layers) / sqrt(shape[-2])
+    else:
+        std = 1 / sqrt(shape[-1])
+    generator = torch.Generator().manual_seed(child_seed(seed, name))
+    return torch.empty(*shape, dtype=torch.float32).normal_(0, std, generator=generator)

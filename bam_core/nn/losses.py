@@ -8,6 +8,7 @@ Sums and means are taken in float32; float64 stays float64.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,30 +60,47 @@ def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     return loss
 
 
-def load_balancing_loss(routing: Sequence[Routing], frac_LE: Tensor | None = None) -> Tensor:
+def load_balancing_loss(
+    routing: Sequence[Routing], frac_LE: Tensor | None = None, mask_N: Tensor | None = None
+) -> Tensor:
     """E * sum_e f_e P_e, mean over layers: 1 when balanced, whatever top-k; E when one expert gets all.
 
     f_e: fraction of (token, choice) pairs sent to e. P_e: mean probability of e; gradients flow through it.
     frac_LE: f from elsewhere. A part of a batch does not know the whole batch's f; given it, the loss is a mean over
     tokens like any other, and any split of the batch adds up to the same gradient.
+    mask_N: true for the tokens that count; with none, the loss is 0.
     Source: BAM, Eq. 2 (Switch, Eq. 4), with f divided by k.
     """
     assert routing, "needs the routing of at least one layer"
     if frac_LE is None:
-        frac_LE = assignments(routing) / routing[0].experts_NK.numel()
-    probs_LE = torch.stack([layer.probs_NE.flatten(0, -2).mean(0) for layer in routing])
+        counts_LE = assignments(routing, mask_N)
+        frac_LE = counts_LE / counts_LE.sum(-1, keepdim=True).clamp(min=1)
+    probs_LE = torch.stack([_mean_over_tokens(layer.probs_NE.flatten(0, -2), mask_N) for layer in routing])
     return routing[0].n_experts * (frac_LE.to(probs_LE.dtype) * probs_LE).sum(-1).mean()
 
 
-def assignments(routing: Sequence[Routing]) -> Tensor:
+def assignments(routing: Sequence[Routing], mask_N: Tensor | None = None) -> Tensor:
     """counts_LE: (token, choice) pairs each layer sent to each expert; float64, so any sum over a batch is exact."""
+    if mask_N is not None:
+        kept = mask_N.flatten().bool()
+        routing = [replace(layer, experts_NK=layer.experts_NK.flatten(0, -2)[kept]) for layer in routing]
     return torch.stack([expert_counts(layer) for layer in routing]).double()
 
 
-def router_z_loss(routing: Sequence[Routing]) -> Tensor:
+def router_z_loss(routing: Sequence[Routing], mask_N: Tensor | None = None) -> Tensor:
     """Mean over tokens of logsumexp(logits)^2, mean over layers: keeps router logits small.
 
+    mask_N: as in `load_balancing_loss`.
     Source: BAM, Eq. 2 (ST-MoE, Eq. 5).
     """
     assert routing, "needs the routing of at least one layer"
-    return torch.stack([layer.logits_NE.logsumexp(-1).square().mean() for layer in routing]).mean()
+    squares = [layer.logits_NE.logsumexp(-1).square() for layer in routing]
+    return torch.stack([_mean_over_tokens(square_N.flatten(), mask_N) for square_N in squares]).mean()
+
+
+def _mean_over_tokens(values: Tensor, mask_N: Tensor | None) -> Tensor:
+    """Mean over the first dimension, of the tokens in the mask; a masked token's value is not even read."""
+    if mask_N is None:
+        return values.mean(0)
+    kept = values[mask_N.flatten().bool()]
+    return kept.sum(0) / max(1, len(kept))

@@ -5,57 +5,88 @@
 
 so one projection makes the queries of all experts, one `attend` runs them, the gate scales each expert's
 heads, and one stacked output projection sums them. Folding the stacked weights is a view.
-Keys and values: one set per expert (Expert-KV), or one set for all (Shared-KV), read as grouped-query
-attention with E times more queries per key/value head.
+What each expert has of its own decides how heads are laid out for that one call (`ATTEND`):
+
+    expert      queries, keys, values: E times the heads, an expert's side by side
+    shared      queries: E times the queries for each key/value head, as in grouped-query attention
+    value_only  values: the values of all experts side by side, E times as wide; probabilities once
+
 A top-k gate masks here: the heads of all experts are computed for every token.
 """
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
 from bam_core.config import AttentionExperts, ModelConfig
-from bam_core.nn.attention import LayerCache, Rotary, attend
-from bam_core.nn.layers import apply_rotary, empty
-from bam_core.nn.routing import GATES, Routing, dense_gate, router_logits
+from bam_core.nn.attention import LayerCache, Rotary, attend_past, project, project_rotary
+from bam_core.nn.layers import empty
+from bam_core.nn.routing import Routing, dense_gate, route, router_logits, straight_through
 
 
 class MixtureOfAttention(nn.Module):
-    """E attention experts with a router of their own; w_k and w_v carry a leading E only for Expert-KV."""
+    """E attention experts with a router of their own; what an expert has of its own carries a leading E."""
+
+    router_bias: nn.Parameter | None
 
     def __init__(self, config: ModelConfig, experts: AttentionExperts) -> None:
         super().__init__()
-        n, d = experts.n_experts, config.d_model
-        rows, kv_rows = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-        kv_shape = (n, kv_rows, d) if experts.kv == "expert" else (kv_rows, d)
-        self.experts = experts
-        self.head_dim, self.n_kv_heads = config.head_dim, config.n_kv_heads
-        self.w_q = empty(n, rows, d)
-        self.w_k = empty(*kv_shape)
-        self.w_v = empty(*kv_shape)
-        self.w_o = empty(n, rows, d)
-        self.router = empty(n, d)
+        d, rows, kv_rows = config.d_model, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        E = (experts.n_experts,)
+        E_q = () if experts.kv == "value_only" else E
+        E_k = E if experts.kv == "expert" else ()
+        E_v = () if experts.kv == "shared" else E
+        self.config, self.experts = config, experts
+        self.w_q = empty(*E_q, rows, d)
+        self.w_k = empty(*E_k, kv_rows, d)
+        self.w_v = empty(*E_v, kv_rows, d)
+        self.w_o = empty(*E, rows, d)
+        self.q_norm = empty(*E_q, rows) if config.qk_norm else None
+        self.k_norm = empty(*E_k, kv_rows) if config.qk_norm else None
+        self.router = empty(*E, d)
+        self.router_bias = None
+        if experts.router_bias:
+            self.router_bias = nn.Parameter(torch.empty(E), requires_grad=False)
 
     def forward(self, x_BTD: Tensor, rotary: Rotary, cache: LayerCache | None = None) -> tuple[Tensor, Routing]:
-        routing = GATES[self.experts.gate](router_logits(x_BTD, self.router), self.experts.top_k)
-        heads = (*x_BTD.shape[:2], -1, self.head_dim)
-        q_BTHC = apply_rotary(F.linear(x_BTD, self.w_q.flatten(0, 1)).view(heads), *rotary)
-        k_BTGC = apply_rotary(F.linear(x_BTD, self.w_k.flatten(0, -2)).view(heads), *rotary)
-        v_BTGC = F.linear(x_BTD, self.w_v.flatten(0, -2)).view(heads)
-        if cache is not None:
-            k_BTGC, v_BTGC = cache.append(k_BTGC, v_BTGC)
-        o_BTEX = self._attend(q_BTHC, k_BTGC, v_BTGC)
-        gated_BTEX = o_BTEX * dense_gate(routing).to(o_BTEX.dtype).unsqueeze(-1)
+        routing = route(router_logits(x_BTD, self.router), self.experts, bias_E=self.router_bias)
+        q_BTHC = project_rotary(x_BTD, self.w_q, self.q_norm, rotary, self.config)
+        k_BTGC = project_rotary(x_BTD, self.w_k, self.k_norm, rotary, self.config)
+        v_BTGC = project(x_BTD, self.w_v, self.config.head_dim)
+        o_BTEX = ATTEND[self.experts.kv](q_BTHC, k_BTGC, v_BTGC, cache, self.experts.n_experts)
+        gate_BTE = straight_through(routing) if self.experts.dense_router_gradient else dense_gate(routing)
+        gated_BTEX = o_BTEX * gate_BTE.to(o_BTEX.dtype).unsqueeze(-1)
         return gated_BTEX.flatten(-2) @ self.w_o.flatten(0, 1), routing
 
-    def _attend(self, q_BTHC: Tensor, k_BSGC: Tensor, v_BSGC: Tensor) -> Tensor:
-        """o_BTEX: the outputs of each expert's heads, concatenated. H counts the heads of all experts."""
-        batch, time, n_experts = *q_BTHC.shape[:2], self.experts.n_experts
-        if self.experts.kv == "expert":
-            return attend(q_BTHC, k_BSGC, v_BSGC).reshape(batch, time, n_experts, -1)
-        # Queries of the same keys must be neighbours: (expert, group, query) -> (group, expert, query).
-        q_BTEGQC = q_BTHC.view(batch, time, n_experts, self.n_kv_heads, -1, self.head_dim)
-        o_BTHC = attend(q_BTEGQC.transpose(2, 3).flatten(2, 4), k_BSGC, v_BSGC)
-        o_BTGEQC = o_BTHC.reshape(batch, time, self.n_kv_heads, n_experts, -1, self.head_dim)
-        return o_BTGEQC.transpose(2, 3).flatten(3)
+
+def _expert_kv(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor, cache: LayerCache | None, n_experts: int) -> Tensor:
+    o_BTHC = attend_past(q_BTHC, k_BTGC, v_BTGC, cache)
+    return o_BTHC.reshape(*o_BTHC.shape[:2], n_experts, -1)
+
+
+def _shared_kv(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor, cache: LayerCache | None, n_experts: int) -> Tensor:
+    """Queries of the same keys must be neighbours: (expert, group, query) -> (group, expert, query) and back."""
+    batch, time, n_groups, channels = k_BTGC.shape
+    q_BTEGQC = q_BTHC.view(batch, time, n_experts, n_groups, -1, channels)
+    o_BTHC = attend_past(q_BTEGQC.transpose(2, 3).flatten(2, 4), k_BTGC, v_BTGC, cache)
+    o_BTGEQC = o_BTHC.reshape(batch, time, n_groups, n_experts, -1, channels)
+    return o_BTGEQC.transpose(2, 3).flatten(3)
+
+
+def _value_only(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor, cache: LayerCache | None, n_experts: int) -> Tensor:
+    """Values come as (expert, group), are read as one head of E*C channels per group, and go back to (expert, head)."""
+    batch, time, n_groups, channels = k_BTGC.shape
+    v_BTEGC = v_BTGC.view(batch, time, n_experts, n_groups, channels)
+    o_BTHX = attend_past(q_BTHC, k_BTGC, v_BTEGC.transpose(2, 3).flatten(3), cache)
+    return o_BTHX.reshape(batch, time, -1, n_experts, channels).transpose(2, 3).flatten(3)
+
+
+ATTEND: dict[str, Callable[[Tensor, Tensor, Tensor, LayerCache | None, int], Tensor]] = {
+    "expert": _expert_kv,
+    "shared": _shared_kv,
+    "value_only": _value_only,
+}
+"""o_BTEX by `kv`: the outputs of each expert's heads, concatenated."""

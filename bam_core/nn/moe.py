@@ -2,11 +2,14 @@
 
     FFN(x) = sum_{e in top-k} g_e(x) FFN_e(x)                                    Source: BAM, section 3.3
 
-No capacity and no dropping, so a token's output never depends on the rest of the batch.
+No capacity and no dropping, so a token's output never depends on the rest of the batch; with `capacity_factor`, in
+training, it depends on the earlier tokens of its row. What `FFNExperts` can ask for beside that is a line here each.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import ceil
 from typing import Any
 
 import torch
@@ -14,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bam_core.config import FFNExperts, ModelConfig
-from bam_core.nn.layers import empty
-from bam_core.nn.routing import GATES, Routing, expert_counts, router_logits
+from bam_core.nn.layers import SwiGLU, empty
+from bam_core.nn.routing import Noise, Routing, expert_counts, route, router_logits, straight_through
 
 
 def grouped_linear(x_ND: Tensor, w_ERD: Tensor, counts_E: Tensor) -> Tensor:
@@ -53,19 +56,53 @@ def permute_rows(x_ND: Tensor, order_N: Tensor, inverse_N: Tensor) -> Tensor:
 
 
 class MixtureOfExperts(nn.Module):
-    """E SwiGLU experts with a router; each token goes to its top-k."""
+    """E SwiGLU experts with a router; each token goes to its top-k. `layer` picks the gain and the noise."""
 
-    def __init__(self, config: ModelConfig, experts: FFNExperts) -> None:
+    router_bias: nn.Parameter | None
+    balance_bias: nn.Parameter | None
+
+    def __init__(self, config: ModelConfig, experts: FFNExperts, layer: int = 0) -> None:
         super().__init__()
-        shape = (experts.n_experts, config.d_ff, config.d_model)
-        self.experts = experts
+        E, D = experts.n_experts, config.d_model
+        shape = (E, config.d_ff // experts.split, D)
+        self.experts, self.layer = experts, layer
+        self.gain = experts.gain[layer] if experts.gain else 1.0
         self.w_gate = empty(*shape)
         self.w_up = empty(*shape)
         self.w_down = empty(*shape)
-        self.router = empty(experts.n_experts, config.d_model)
+        self.shared = SwiGLU(D, config.d_ff) if experts.shared_expert else None
+        self.router = empty(E, D)
+        self.router_bias = nn.Parameter(torch.empty(E), requires_grad=False) if experts.router_bias else None
+        self.balance_bias = nn.Parameter(torch.empty(E), requires_grad=False) if experts.balance == "bias" else None
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
-        routing = GATES[self.experts.gate](router_logits(x_BTD, self.router), self.experts.top_k)
+    def forward(self, x_BTD: Tensor, noise: Noise | None = None) -> tuple[Tensor, Routing]:
+        """The output, and the routing with the gain in its weights. noise: for `sample_top1` in training."""
+        routing = self._route(x_BTD, noise)
+        gained = replace(routing, weights_NK=self.gain * routing.weights_NK)
+        if self.experts.dense_router_gradient and self.training:
+            y_BTD = self._all_experts(x_BTD, self.gain * straight_through(routing))
+        else:
+            y_BTD = self._chosen_experts(x_BTD, gained)
+        return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD)[0], gained
+
+    def _route(self, x_BTD: Tensor, noise: Noise | None) -> Routing:
+        experts, noise_BTE = self.experts, None
+        if noise is not None and experts.gate == "sample_top1":
+            noise_BTE = noise.gumbel(self.layer, x_BTD.shape[1], experts.n_experts, x_BTD.device)
+        routing = route(
+            router_logits(x_BTD, self.router),
+            experts,
+            bias_E=self.router_bias,
+            balance_E=self.balance_bias,
+            noise_NE=noise_BTE,
+            temperature=noise.temperature if noise is not None else 1.0,
+        )
+        if experts.capacity_factor is None or not self.training:
+            return routing
+        return drop_over_capacity(routing, experts.capacity_factor)
+
+    def _chosen_experts(self, x_BTD: Tensor, routing: Routing) -> Tensor:
+        """Each token through its own experts alone."""
         counts_E = expert_counts(routing)
         order_M = routing.experts_NK.flatten().argsort(stable=True)  # M = B*T*K pairs of a token and a chosen expert
         inverse_M = torch.empty_like(order_M).scatter_(0, order_M, torch.arange(len(order_M), device=order_M.device))
@@ -74,4 +111,24 @@ class MixtureOfExperts(nn.Module):
         h_MF = F.silu(grouped_linear(x_MD, self.w_gate, counts_E)) * grouped_linear(x_MD, self.w_up, counts_E)
         y_MD = grouped_linear(h_MF, self.w_down.mT, counts_E)
         y_BTKD = permute_rows(y_MD, inverse_M, order_M).view_as(x_BTKD)
-        return (y_BTKD * routing.weights_NK.to(y_MD.dtype).unsqueeze(-1)).sum(2), routing
+        return (y_BTKD * routing.weights_NK.to(y_MD.dtype).unsqueeze(-1)).sum(2)
+
+    def _all_experts(self, x_BTD: Tensor, gate_BTE: Tensor) -> Tensor:
+        """Each token through every expert, folded into one wide SwiGLU: as sum_e g_e h_e W_e = (g h) @ stack(W)."""
+        w_gate, w_up, w_down = (w.flatten(0, 1) for w in (self.w_gate, self.w_up, self.w_down))
+        h_BTR = F.silu(F.linear(x_BTD, w_gate)) * F.linear(x_BTD, w_up)  # R = E*F hidden neurons of all experts
+        gated_BTEF = h_BTR.view(*gate_BTE.shape, -1) * gate_BTE.to(h_BTR.dtype).unsqueeze(-1)
+        return gated_BTEF.flatten(2) @ w_down
+
+
+def drop_over_capacity(routing: Routing, capacity_factor: float) -> Routing:
+    """Weight 0 where an expert already has ceil(factor * T * K / E) earlier tokens of the row; leading dims are B, T.
+
+    Per row, so that a row's output does not depend on its batch, and the earliest first, so that no token looks ahead.
+    The choice stays: load is what the router asked for.
+    """
+    n_time, top_k = routing.experts_NK.shape[1:]
+    capacity = ceil(capacity_factor * n_time * top_k / routing.n_experts)
+    chosen_BTE = torch.zeros_like(routing.probs_NE, dtype=torch.int64).scatter_(-1, routing.experts_NK, 1)
+    kept_BTK = (chosen_BTE.cumsum(1) <= capacity).gather(-1, routing.experts_NK)
+    return replace(routing, weights_NK=routing.weights_NK * kept_BTK)

@@ -21,33 +21,33 @@ SCORES = 2**19
 
 
 class ShortAttention(torch.autograd.Function):
-    """o_NQTC of q_NQTC and k_NTC, v_NTC: N rows and key heads, Q query heads that read the same keys."""
+    """o_NQTX of q_NQTC, k_NTC and v_NTX: N rows and key heads, Q query heads that read the same keys."""
 
     @staticmethod
-    def forward(ctx: Any, q_NQTC: Tensor, k_NTC: Tensor, v_NTC: Tensor) -> Tensor:
+    def forward(ctx: Any, q_NQTC: Tensor, k_NTC: Tensor, v_NTX: Tensor) -> Tensor:
         wide = torch.promote_types(q_NQTC.dtype, torch.float32)
         n_time, scale = q_NQTC.shape[2], q_NQTC.shape[3] ** -0.5
         mask = torch.full((n_time, n_time), -torch.inf, dtype=wide).triu(1)
-        out = torch.empty_like(q_NQTC)
+        out = q_NQTC.new_empty(*q_NQTC.shape[:3], v_NTX.shape[2])
         kept = []
         for rows, queries, keys in _blocks(q_NQTC):
-            q, k, v = q_NQTC[rows, :, queries].flatten(1, 2), k_NTC[rows, keys], v_NTC[rows, keys]
+            q, k, v = q_NQTC[rows, :, queries].flatten(1, 2), k_NTC[rows, keys], v_NTX[rows, keys]
             bias = mask[queries, keys].repeat(q_NQTC.shape[1], 1)
             scores = torch.baddbmm(bias, q.to(wide), k.to(wide).mT, alpha=scale)
             probs = scores.softmax(-1).to(v.dtype)
             out[rows, :, queries] = torch.bmm(probs, v).view_as(out[rows, :, queries])
             kept.append(probs)
-        ctx.save_for_backward(q_NQTC, k_NTC, v_NTC, *kept)
+        ctx.save_for_backward(q_NQTC, k_NTC, v_NTX, *kept)
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad_NQTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q_NQTC, k_NTC, v_NTC, *kept = ctx.saved_tensors
+    def backward(ctx: Any, grad_NQTX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q_NQTC, k_NTC, v_NTX, *kept = ctx.saved_tensors
         scale = q_NQTC.shape[3] ** -0.5
-        grad_q, grad_k, grad_v = torch.empty_like(q_NQTC), torch.zeros_like(k_NTC), torch.zeros_like(v_NTC)
+        grad_q, grad_k, grad_v = torch.empty_like(q_NQTC), torch.zeros_like(k_NTC), torch.zeros_like(v_NTX)
         for (rows, queries, keys), probs in zip(_blocks(q_NQTC), kept, strict=True):
-            q, grad = (x[rows, :, queries].flatten(1, 2) for x in (q_NQTC, grad_NQTC))
-            k, v = k_NTC[rows, keys], v_NTC[rows, keys]
+            q, grad = (x[rows, :, queries].flatten(1, 2) for x in (q_NQTC, grad_NQTX))
+            k, v = k_NTC[rows, keys], v_NTX[rows, keys]
             grad_v[rows, keys].baddbmm_(probs.mT, grad)
             grad_probs = torch.bmm(grad * scale, v.mT)
             grad_scores = torch.ops.aten._softmax_backward_data(grad_probs, probs, -1, probs.dtype)
@@ -66,12 +66,12 @@ def _blocks(q_NQTC: Tensor) -> Iterator[tuple[slice, slice, slice]]:
             yield slice(row, row + step), slice(start, end), slice(0, end)
 
 
-def short_attention(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(C)) v over the past, o_BTHC; query head h reads key/value head h // (H/G)."""
+def short_attention(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGX: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(C)) v over the past, o_BTHX; query head h reads key/value head h // (H/G)."""
     batch, n_time, _, channels = q_BTHC.shape
-    n_groups = k_BTGC.shape[2]
+    n_groups, width = v_BTGX.shape[2:]
     q_NQTC = q_BTHC.transpose(1, 2).reshape(batch * n_groups, -1, n_time, channels)
     k_NTC = k_BTGC.transpose(1, 2).reshape(batch * n_groups, n_time, channels)
-    v_NTC = v_BTGC.transpose(1, 2).reshape(batch * n_groups, n_time, channels)
-    o_NQTC: Tensor = ShortAttention.apply(q_NQTC, k_NTC, v_NTC)  # type: ignore[no-untyped-call]
-    return o_NQTC.view(batch, -1, n_time, channels).transpose(1, 2)
+    v_NTX = v_BTGX.transpose(1, 2).reshape(batch * n_groups, n_time, width)
+    o_NQTX: Tensor = ShortAttention.apply(q_NQTC, k_NTC, v_NTX)  # type: ignore[no-untyped-call]
+    return o_NQTX.view(batch, -1, n_time, width).transpose(1, 2)

@@ -22,6 +22,7 @@ from bam_core.nn.lm import LM
 from bam_core.protocols import TrainWorker
 from bam_core.train.optim import Optimizer, learning_rate
 from bam_core.train.parallel import rows_of_rank, sum_over_ranks
+from bam_core.train.routers import fade_router_biases, move_balance, noise_of_step
 from bam_core.train.state import Progress, load_state, save_state
 from bam_core.train.step import accumulate_gradient
 
@@ -60,18 +61,22 @@ def train(
     optimizer = Optimizer(model, config)
     resume_from = worker.resume_dir()
     progress = load_state(resume_from, optimizer) if resume_from else Progress()
+    fade_router_biases(model, optimizer.start_biases, config, progress.step)
     meter = _Meter(config, worker, pace)
 
     while progress.step < config.n_steps:
         step = progress.step
         rows = rows_of_rank(batches.batch(step, config.rows_per_batch), worker.rank, worker.world_size)
-        sums = accumulate_gradient(model, optimizer, rows, config, pace.micro_batch_rows, progress.expert_frac)
+        noise = noise_of_step(model.config, config, step, worker.rank, worker.world_size)
+        sums = accumulate_gradient(model, optimizer, rows, config, pace.micro_batch_rows, progress.expert_frac, noise)
         sum_over_ranks([*optimizer.gradients(), *sums.tensors()], worker.world_size)
         losses = sums.figures()
         _require_sane(losses["loss"], step, progress)
         lr = learning_rate(step, config)
         grad_norm = optimizer.step(lr)
+        move_balance(model, sums.assigned_LE, config.balance_rate)
         progress.step += 1
+        fade_router_biases(model, optimizer.start_biases, config, progress.step)
         progress.expert_frac = sums.expert_frac()
         _remember(progress, config, losses | {"grad_norm": grad_norm}, lr)
         meter.publish(progress, losses["loss"], lr)

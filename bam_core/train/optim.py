@@ -3,7 +3,8 @@
 Why flat: clipping is one norm, the update one fused kernel per group, reduction over ranks one message, and a
 checkpoint four tensors - whatever the number of parameters. The model itself holds working copies in its own dtype
 (bf16 products are several times faster), refreshed from the masters after each step.
-Invariant: the masters and moments are the truth; the working copies are their rounding.
+Invariant: the masters and moments are the truth; the working copies are their rounding. Parameters that are not trained
+(biases of routers) have no master: the model's own are the truth, and are saved and written with the masters.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     progress = (step - n_warmup + 1) / max(1, config.n_steps - n_warmup)
     floor = config.min_lr_frac
     return config.lr * (floor + (1 - floor) * 0.5 * (1 + cos(pi * min(1.0, progress))))
+
+
+def decays(name: str, param: nn.Parameter) -> bool:
+    """Whether weight decay pulls at a parameter: at matrices, not at norms, of which an expert each makes a matrix."""
+    return param.ndim >= 2 and not name.removesuffix(".weight").endswith("norm")
 
 
 class FlatGroup:
@@ -61,20 +67,26 @@ class FlatGroup:
 
 
 class Optimizer:
-    """AdamW with global-norm clipping over the master weights of a model (decoupled decay on matrices only)."""
+    """AdamW with global-norm clipping over the master weights of a model (decoupled decay, see `decays`)."""
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         master_dtype = torch.float64 if config.dtype == "fp64" else torch.float32
         trainable = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-        decayed = [(name, param) for name, param in trainable if param.ndim >= 2]
-        plain = [(name, param) for name, param in trainable if param.ndim < 2]
+        decayed = [(name, param) for name, param in trainable if decays(name, param)]
+        plain = [(name, param) for name, param in trainable if not decays(name, param)]
         self.config = config
         self.groups = [FlatGroup(named, master_dtype) for named in (decayed, plain) if named]
-        decays = [config.weight_decay if group.params[0].ndim >= 2 else 0.0 for group in self.groups]
+        self.untrained = {name: param for name, param in model.named_parameters() if not param.requires_grad}
+        self.start_biases = {
+            name: param.detach().clone() for name, param in self.untrained.items() if name.endswith("router_bias")
+        }
         self._adamw = torch.optim.AdamW(
             [
-                {"params": [group.master], "weight_decay": decay}
-                for group, decay in zip(self.groups, decays, strict=True)
+                {
+                    "params": [group.master],
+                    "weight_decay": config.weight_decay if decays(group.names[0], group.params[0]) else 0.0,
+                }
+                for group in self.groups
             ],
             lr=config.lr,
             betas=(config.beta1, config.beta2),
@@ -112,19 +124,22 @@ class Optimizer:
         return float(norm)
 
     def masters(self) -> Iterator[tuple[str, Tensor]]:
-        """(parameter name, master weight) of every trained parameter."""
+        """(parameter name, master weight) of every parameter; of one that is not trained, itself."""
         for group in self.groups:
             yield from zip(group.names, group.master_views, strict=True)
+        for name, param in self.untrained.items():
+            yield name, param.detach()
 
     def state(self) -> dict[str, Tensor]:
-        """Masters and moments as a flat table of tensors; `load` is its inverse."""
+        """Masters, moments and what is not trained as a flat table of tensors; `load` is its inverse."""
         tensors: dict[str, Tensor] = {}
         for index, group in enumerate(self.groups):
             moments = self._adamw.state[group.master]
             tensors[f"{index}.master"] = group.master
             for name in ("step", "exp_avg", "exp_avg_sq"):
                 tensors[f"{index}.{name}"] = moments[name]
-        return tensors
+        tensors |= {f"untrained.{name}": param.detach() for name, param in self.untrained.items()}
+        return tensors | {f"start.{name}": start for name, start in self.start_biases.items()}
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:

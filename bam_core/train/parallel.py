@@ -6,14 +6,17 @@ The loss is normalised by the global number of tokens before the sum, so the wor
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+Rows = TypeVar("Rows", NDArray[np.int64], range)
 
-def rows_of_rank(rows: NDArray[np.int64], rank: int, world_size: int) -> NDArray[np.int64]:
+
+def rows_of_rank(rows: Rows, rank: int, world_size: int) -> Rows:
     """The rows that this rank computes. A rank may get one row fewer than another."""
     return rows[rank::world_size]
 

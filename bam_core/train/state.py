@@ -1,7 +1,7 @@
 """All that a resume needs, and nothing else: a killed and resumed run ends bit-identical to an undisturbed one.
 
-A step is a pure function of (masters, moments, step): batches are drawn by (seed, step), the learning rate follows
-from the step, and no random number is consumed. So there is no schedule, data or RNG state to lose.
+A step is a pure function of (masters, moments, biases, step): batches are drawn by (seed, step), the learning rate
+follows from the step, random numbers from (seed, step, row). So there is no schedule, data or RNG state to lose.
 """
 
 from __future__ import annotations

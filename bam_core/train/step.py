@@ -19,7 +19,7 @@ from torch import Tensor
 from bam_core.config import ModelConfig, TrainConfig
 from bam_core.nn.lm import LM
 from bam_core.nn.losses import assignments, load_balancing_loss, next_token_loss, router_z_loss
-from bam_core.nn.routing import Routing
+from bam_core.nn.routing import Noise, Routing
 from bam_core.train.optim import Optimizer
 
 
@@ -28,7 +28,7 @@ class BatchSums:
     """What the parts of a batch add up to, over micro-batches and ranks; float64.
 
     scalars: nll and z loss, both already over the global batch. assigned_LE: (token, choice) pairs per expert.
-    probs_LE: router probabilities, summed over tokens.
+    probs_LE: router probabilities, summed over tokens. L counts the layers that have FFN experts.
     """
 
     scalars: Tensor
@@ -37,7 +37,8 @@ class BatchSums:
 
     @classmethod
     def zero(cls, model: ModelConfig, device: torch.device) -> BatchSums:
-        shape = (model.n_layers, model.ffn.n_experts) if model.ffn else (0, 0)
+        n_mixtures = sum(model.ffn_at(layer) is not None for layer in range(model.n_layers))
+        shape = (n_mixtures, model.ffn.n_experts if model.ffn else 0)
         make = partial(torch.zeros, dtype=torch.float64, device=device)
         return cls(make(2), make(shape), make(shape))
 
@@ -70,10 +71,12 @@ def accumulate_gradient(
     config: TrainConfig,
     micro_batch_rows: int,
     expert_frac: list[list[float]] | None = None,
+    noise: Noise | None = None,
 ) -> BatchSums:
     """Add the gradient of this rank's rows to the optimizer's master gradient.
 
     rows: [n, seq_len + 1] token ids. expert_frac: f of the step before, per layer; None or empty for uniform.
+    noise: for these rows, if a gate samples.
     """
     device = next(model.parameters()).device
     sums = BatchSums.zero(model.config, device)
@@ -81,7 +84,7 @@ def accumulate_gradient(
     for start in range(0, len(rows), micro_batch_rows):
         tokens = torch.from_numpy(rows[start : start + micro_batch_rows]).to(device)
         batch_frac = len(tokens) / config.rows_per_batch
-        output = model(tokens[:, :-1])
+        output = model(tokens[:, :-1], noise=noise.rows(start, start + len(tokens)) if noise is not None else None)
         nll = next_token_loss(model.logits(output.hidden_BTD), tokens[:, 1:]) / n_tokens
         # Soft attention routing sends every token everywhere, so only FFN routers are balanced (BAM, section 4.1).
         ffn = [layer.ffn for layer in output.routing if layer.ffn is not None]

@@ -1,16 +1,16 @@
-"""Follow the rules: dense experts in, the mixture's tensors out, one at a time.
+"""Follow the rules: dense models in, the mixture's tensors out, one at a time.
 
-Invariant: nothing is made unless the coverage check holds - each target tensor is claimed by exactly one
-rule, each tensor of each expert is used (or set aside by a `copy` rule), and all shapes fit. Converters that
-skip what they do not recognise lose experts in silence; this one refuses and names everything.
+Invariant: nothing is made unless `coverage` holds - each target tensor is claimed by exactly one rule, each tensor of
+each model is used or set aside by a rule that says so, and all shapes fit. Converters that skip what they do not
+recognise lose experts in silence; this one refuses and names everything.
 
-Memory: one target tensor and one source tensor (for a merge, a float64 total and one source tensor).
+Memory: one target tensor and one source tensor (for a merge, what `merge` says).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,77 +18,27 @@ from torch import Generator, Tensor
 
 from bam_core.checkpoint import TensorSource, tensor_sha256
 from bam_core.config import ModelConfig
-from bam_core.errors import InvalidInput, Problem, nearest
+from bam_core.errors import InvalidInput, Problem
+from bam_core.nn.lm import init_tensor
 from bam_core.nn.shapes import Shape, tensor_shapes
 from bam_core.seeds import child_seed
-from bam_core.upcycle.merge import MERGES
+from bam_core.upcycle.compat import value_problem
+from bam_core.upcycle.coverage import Coverage, coverage
+from bam_core.upcycle.merge import MERGES, Parts
+from bam_core.upcycle.pieces import pieces
 from bam_core.upcycle.router_init import INITS
-from bam_core.upcycle.rules import Rule
+from bam_core.upcycle.rules import FITTED_INITS, Rule
 
-OPS = ("stack", "copy", "fresh", *MERGES)
+__all__ = ["Coverage", "Fitted", "coverage", "make_tensor", "upcycle"]
 
 
 @dataclass(frozen=True)
-class Coverage:
-    """claims: target tensor -> its rule. set_aside: expert -> tensors that a `copy` rule leaves unused."""
+class Fitted:
+    """What was measured on text. routers: target name -> the whole tensor [E, D], in the place of a `fresh` one.
+    factors: target name -> factor of what is made, in the place of its rule's (`scale: experts`)."""
 
-    claims: Mapping[str, Rule]
-    set_aside: Mapping[str, tuple[str, ...]]
-
-
-def coverage(target: Mapping[str, Shape], rules: Sequence[Rule], sources: Mapping[str, TensorSource]) -> Coverage:
-    """Match rules, targets and sources completely. Raises InvalidInput listing all that does not match."""
-    problems = list(_rule_problems(rules, target))
-    claims: dict[str, Rule] = {}
-    for name in target:
-        claiming = [rule for rule in rules if rule.claims(name)]
-        if len(claiming) == 1:
-            claims[name] = claiming[0]
-        else:
-            found = [f"{rule.pattern} ({rule.op})" for rule in claiming]
-            problems.append(Problem(name, found, "must be claimed by exactly one rule"))
-    problems += _source_problems(target, claims, sources)
-    if problems:
-        raise InvalidInput("upcycling", problems)
-    copied = tuple(name for name, rule in claims.items() if rule.op == "copy")
-    _, *others = sources
-    set_aside = {expert: tuple(name for name in copied if name in sources[expert].names()) for expert in others}
-    return Coverage(claims, set_aside)
-
-
-def _rule_problems(rules: Sequence[Rule], target: Mapping[str, Shape]) -> Iterator[Problem]:
-    for rule in rules:
-        if rule.op not in OPS:
-            yield Problem(rule.pattern, rule.op, f"must be one of {', '.join(OPS)}", nearest(rule.op, OPS))
-        if rule.op == "fresh" and rule.init not in INITS:
-            yield Problem(rule.pattern, rule.init, f"must be one of {', '.join(INITS)}", nearest(rule.init, INITS))
-        if not any(rule.claims(name) for name in target):
-            yield Problem(rule.pattern, rule.op, "matches no tensor of the target")
-
-
-def _source_problems(
-    target: Mapping[str, Shape], claims: Mapping[str, Rule], sources: Mapping[str, TensorSource]
-) -> Iterator[Problem]:
-    if not sources:
-        yield Problem("experts", [], "must be at least one dense model")
-    read = {name: rule for name, rule in claims.items() if rule.op != "fresh"}
-    for index, (expert, source) in enumerate(sources.items()):
-        held = set(source.names())
-        for name, rule in read.items():
-            if rule.op == "copy" and index > 0:
-                continue
-            if name not in held:
-                yield Problem(f"{expert}.{name}", None, f"is missing; {rule.op} needs it")
-                continue
-            shape = source.shape(name)
-            made = (len(sources), *shape) if rule.op == "stack" else shape
-            if made != target[name]:
-                wanted = f"{rule.op} gives {list(made)} of it, and the target has {list(target[name])}"
-                yield Problem(f"{expert}.{name}", list(shape), wanted)
-        for name in sorted(held - read.keys()):
-            # A target that no single rule claims is reported once, above, not again for each expert.
-            if name not in target or name in claims:
-                yield Problem(f"{expert}.{name}", list(source.shape(name)), "would be lost: no rule uses it")
+    routers: Mapping[str, Tensor] = field(default_factory=dict)
+    factors: Mapping[str, float] = field(default_factory=dict)
 
 
 def upcycle(
@@ -97,63 +47,142 @@ def upcycle(
     sources: Mapping[str, TensorSource],
     seed: int,
     provenance: dict[str, Any] | None = None,
+    fitted: Fitted | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Make the target's tensors, float32, one at a time in reading order.
 
-    sources: expert -> its tensors, in stacking order, the seed's first. seed: of the new routers. provenance:
-    filled as the tensors are made, for `mix.json`: target tensor -> {op, from: [{expert, tensor, sha256}],
-    sha256}, where the sums are of the raw little-endian bytes, those of a source as it is stored.
+    sources: dense model -> its tensors, in stacking order, the seed's first (`variant_sources`). seed: of new routers
+    and experts and of `dare`. provenance: filled as the tensors are made, for `mix.json`: target tensor -> {op, from:
+    [{expert, tensor, sha256}], sha256}, where the sums are of the raw little-endian bytes, those of a source as it is
+    stored. An entry of a stack's `from` is one slot, in stacking order; `slot` is its place where it is not cut into
+    groups. `init` says how a router started, `factor` what the tensor was multiplied by.
 
-    Raises InvalidInput, before anything is made, if the coverage check fails or the experts are not the
-    target's.
+    Raises InvalidInput, before anything is made, if the coverage check fails, the models are not the target's or a
+    router was to be fitted and is not; while it is made, for a source tensor that is not finite.
     """
     if target.is_mixture and tuple(sources) != target.experts:
-        raise InvalidInput(
-            "upcycling",
-            [Problem("experts", list(sources), f"must be the target's, in order: {list(target.experts)}")],
-        )
+        expected = f"must be the target's, in order: {list(target.experts)}"
+        raise InvalidInput("upcycling", [Problem("experts", list(sources), expected)])
     shapes = tensor_shapes(target)
-    return _made(shapes, coverage(shapes, rules, sources).claims, sources, seed, provenance)
+    claims = coverage(shapes, rules, sources).claims
+    fitted = fitted or Fitted()
+    if problems := list(_fitted_problems(shapes, claims, fitted)):
+        raise InvalidInput("upcycling", problems)
+    return _made(_Maker(target, shapes, claims, sources, seed, fitted), provenance)
 
 
-def _made(
-    shapes: Mapping[str, Shape],
+def make_tensor(
+    name: str,
+    target: ModelConfig,
     claims: Mapping[str, Rule],
     sources: Mapping[str, TensorSource],
     seed: int,
-    provenance: dict[str, Any] | None,
-) -> Iterator[tuple[str, Tensor]]:
-    for name, shape in shapes.items():
-        origins: list[dict[str, str]] | None = None if provenance is None else []
-        tensor = _make(name, shape, claims[name], sources, seed, origins)
-        assert tensor.shape == shape, f"{name}: made {tuple(tensor.shape)}, not {shape}"
+    fitted: Fitted | None = None,
+) -> Tensor:
+    """Make one tensor of the target, as `upcycle` would. claims: `coverage(tensor_shapes(target), ...).claims`."""
+    return _Maker(target, tensor_shapes(target), claims, sources, seed, fitted or Fitted()).make(name, None)
+
+
+def _fitted_problems(shapes: Mapping[str, Shape], claims: Mapping[str, Rule], fitted: Fitted) -> Iterator[Problem]:
+    for name, rule in claims.items():
+        if rule.op == "fresh" and rule.init in FITTED_INITS and name not in fitted.routers:
+            remedy = f"measure first (upcycle.calibrate), or choose {', '.join(INITS)}"
+            yield Problem(name, rule.init, "is fitted on text, and no router was", remedy)
+    for name, router in fitted.routers.items():
+        if name not in claims or claims[name].op != "fresh":
+            yield Problem(name, list(router.shape), "was fitted, and is no new router of the target")
+        elif tuple(router.shape) != shapes[name]:
+            yield Problem(name, list(router.shape), f"must be {list(shapes[name])}")
+        elif problem := value_problem("fitted", name, router):
+            yield problem
+    for name in fitted.factors.keys() - claims.keys():
+        yield Problem(name, fitted.factors[name], "is the factor of no tensor of the target")
+
+
+def _made(maker: _Maker, provenance: dict[str, Any] | None) -> Iterator[tuple[str, Tensor]]:
+    for name in maker.shapes:
+        origins: list[dict[str, Any]] | None = None if provenance is None else []
+        tensor = maker.make(name, origins)
         if provenance is not None:
-            provenance[name] = {"op": claims[name].op, "from": origins, "sha256": tensor_sha256(tensor)}
+            rule, factor = maker.claims[name], maker.factor(name)
+            entry: dict[str, Any] = {"op": rule.op, "from": origins}
+            entry |= {"init": rule.init} if rule.op == "fresh" else {}
+            entry |= {"factor": factor} if factor != 1 else {}
+            provenance[name] = entry | {"sha256": tensor_sha256(tensor)}
         yield name, tensor
         del tensor  # or it would stay alive while the next one is made
 
 
-def _make(
-    name: str,
-    shape: Shape,
-    rule: Rule,
-    sources: Mapping[str, TensorSource],
-    seed: int,
-    origins: list[dict[str, str]] | None,
-) -> Tensor:
-    def read(expert: str) -> Tensor:
-        tensor = sources[expert].get(name)
-        if origins is not None:
-            origins.append({"expert": expert, "tensor": name, "sha256": tensor_sha256(tensor)})
+@dataclass(frozen=True)
+class _Maker:
+    target: ModelConfig
+    shapes: Mapping[str, Shape]
+    claims: Mapping[str, Rule]
+    sources: Mapping[str, TensorSource]
+    seed: int
+    fitted: Fitted
+
+    def factor(self, name: str) -> float:
+        return self.fitted.factors.get(name, self.claims[name].factor)
+
+    def make(self, name: str, origins: list[dict[str, Any]] | None) -> Tensor:
+        """One target tensor. origins: filled with where it came from, unless None."""
+        shape = self.shapes[name]
+        tensor = self._unscaled(name, shape, origins)
+        assert tensor.shape == shape, f"{name}: made {tuple(tensor.shape)}, not {shape}"
+        factor = self.factor(name)
+        if factor != 1:
+            for part_N in pieces(tensor):
+                part_N.copy_(part_N.double() * factor)  # rounded once
         return tensor
 
-    if rule.op == "fresh":
-        return INITS[rule.init](shape, Generator().manual_seed(child_seed(seed, name)))
-    if rule.op == "copy":
-        return read(next(iter(sources))).to(torch.float32, copy=True)
-    if rule.op == "stack":
+    def _unscaled(self, name: str, shape: Shape, origins: list[dict[str, Any]] | None) -> Tensor:
+        rule = self.claims[name]
+        if rule.op == "zero":
+            return torch.zeros(shape, dtype=torch.float32)
+        if rule.op == "fresh":
+            return self._router(name, shape, rule)
+        if rule.op in ("stack", "random"):
+            return self._stack(name, shape, rule, origins)
+        if rule.op == "copy":
+            seed = next(iter(self.sources))
+            return self._read(name, rule, seed, origins).to(torch.float32, copy=True)
+        generator = Generator().manual_seed(child_seed(self.seed, name))
+        return MERGES[rule.op](self._parts(name, rule, origins), rule.merge, generator)
+
+    def _parts(self, name: str, rule: Rule, origins: list[dict[str, Any]] | None) -> Parts:
+        for model in rule.reads(tuple(self.sources)):
+            yield model, self._read(name, rule, model, origins)
+
+    def _read(self, name: str, rule: Rule, model: str, origins: list[dict[str, Any]] | None, **more: int) -> Tensor:
+        source = rule.source_of(name)
+        assert source is not None, f"{rule.op} reads nothing"
+        tensor = self.sources[model].get(source)
+        if problem := value_problem(model, source, tensor):
+            raise InvalidInput("upcycling", [problem])
+        if origins is not None:
+            origins.append({"expert": model, "tensor": source, "sha256": tensor_sha256(tensor), **more})
+        return tensor
+
+    def _router(self, name: str, shape: Shape, rule: Rule) -> Tensor:
+        """Groups of one dense model start with equal rows, so that the `split` best are the groups of one model."""
+        if name in self.fitted.routers:
+            return self.fitted.routers[name].to(torch.float32, copy=True)
+        if rule.init in FITTED_INITS:
+            raise InvalidInput("upcycling", _fitted_problems(self.shapes, {name: rule}, Fitted()))
+        generator = Generator().manual_seed(child_seed(self.seed, name))
+        rows_ED = INITS[rule.init]((shape[0] // rule.split, *shape[1:]), generator, rule.std)
+        return rows_ED.repeat_interleave(rule.split, dim=0)
+
+    def _stack(self, name: str, shape: Shape, rule: Rule, origins: list[dict[str, Any]] | None) -> Tensor:
         stacked = torch.empty(shape, dtype=torch.float32)
-        for slot, expert in zip(stacked, sources, strict=True):
-            slot.copy_(read(expert))
+        slots = rule.slots or tuple(self.sources)
+        dense_shape = (shape[1] * rule.split, *shape[2:])
+        for index, (slot, model) in enumerate(zip(stacked.view(len(slots), *dense_shape), slots, strict=True)):
+            if rule.op == "random":
+                own_seed = child_seed(self.seed, f"random expert {index}")
+                slot.copy_(init_tensor(name, dense_shape, self.target.n_layers, own_seed))
+            else:
+                place = {"slot": index} if rule.split == 1 else {}
+                slot.copy_(self._read(name, rule, model, origins, **place))
         return stacked
-    return MERGES[rule.op](read(expert) for expert in sources)

@@ -1,105 +1,173 @@
-"""What holds at step 0, measured on the mixture as written: each expert is in it, whole and in its place.
+"""What holds of a mixture as written: each expert is in it, whole and in its place.
 
-An untrained mixture computes what no dense model does, so it cannot be compared with one as it is. But the
-experts are all that it did not average: give it expert i's own shared tensors, and routers that send
-everything to expert i, and its logits must be those of dense model i. This runs the mixture's real forward
-pass, so it catches experts that were lost, swapped or laid out wrongly, for any variant (of a soup only the
-shared part is left, and the check is trivial).
+An untrained mixture computes what no dense model does, so it cannot be compared with one as it is. But in every layer
+the experts are all that it did not merge: give a branch the merged tensors of dense model i as they were, and a router
+that sends everything to expert i, and on the input of the dense model's branch it must give the dense model's output.
+This runs the mixture's real forward pass, one branch of one layer at a time, so it catches experts that were lost,
+swapped or laid out wrongly, for any variant. Column groups are sent to one after another, and their outputs added up.
+A factor that the variant put to an expert's tensors is put to the dense model's too; a gain of the gates is left out.
 
-A router has no bias, so no router sends every input to one expert; but some router does for N <= D given
-inputs: with their matrix H_ND, the vector d with H d = 1 gives expert i the logit +LOGIT and the others
--LOGIT on each of them.
+A router has no bias, so no router sends every input to one expert; but some router does for N <= D given inputs: with
+their matrix H_ND, the vector d with H d = 1 gives expert i the logit +LOGIT and the others -LOGIT on each of them.
+
+Memory: in float64, one expert's slice of one tensor at a time. The other experts are zeros, which take none: their
+gates are exactly 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from math import isnan
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from bam_core.checkpoint import TensorSource, load_model, open_tensors
-from bam_core.nn.block import LayerRouting
-from bam_core.nn.lm import LM
-from bam_core.nn.routing import Routing
+from bam_core.checkpoint import TensorSource, read_config
+from bam_core.config import AttentionExperts, FFNExperts, ModelConfig
+from bam_core.nn.routing import route, router_logits
+from bam_core.upcycle.walk import Branch, ReopenedTensors, Tensors, Walk, branch_output, stored
 
 LOGIT = 1e4
 """exp(-2 * LOGIT) is 0 in float64, so the gates are exactly 1 and 0."""
 
 MAX_TOKENS = 32
 
+WIDE = torch.float64
+
 
 @torch.inference_mode()
-def receipt(mixture: Path, experts: Mapping[str, Path], seed: int = 0) -> dict[str, Any]:
+def receipt(
+    mixture: Path, experts: Mapping[str, Path], seed: int = 0, made: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
     """Compare a mixture with the dense models it was made from, on random tokens, in float64.
 
-    mixture, experts: model folders, the experts in stacking order. Memory: the mixture and one dense model.
+    mixture, experts: model folders, the seed's first. made: what `upcycle` says of each tensor (`provenance`): which
+    were initialised at random, so that there is nothing to compare, and which factor they have; None for neither.
 
-    Returns {n_tokens, experts: {name: {max_abs_logit, max_abs_diff}},
-             layers: [{attention_gate_sum, ffn_gate_sum}]}
+    Returns {n_tokens, random: branches whose experts are not the dense models',
+             experts: {name: {max_abs_diff, max_abs_value, layer, branch}}}
 
-    max_abs_diff: the mixture sent to this expert against the dense model; rounding only, some 1e-13 of
-    max_abs_logit. *_gate_sum: the sum of a token's gates, mean over tokens, under the routers as they are;
-    None for a branch without experts. By that factor a branch of equal experts starts out: 1 for soft
-    attention, little over 1/E for top-1 without renormalisation (BAM leaves it to training to make up for).
+    max_abs_diff: the largest difference of an output of the mixture's branch, sent to this expert, from the dense
+    model's, and max_abs_value the largest such output in that `layer` and `branch`; rounding only, some 1e-14 of it.
+    For a model that is no expert, as all of a soup, there is nothing to compare: 0, and None for the place.
     """
-    model = load_model(mixture, dtype=torch.float64)
-    config = model.config
-    assert not config.is_mixture or tuple(experts) == config.experts, f"{list(experts)} != {config.experts}"
-    generator = Generator().manual_seed(seed)
+    config = read_config(mixture)
+    assert not config.is_mixture or set(config.experts) <= set(experts), f"{config.experts} of {list(experts)}"
+    sources = {name: ReopenedTensors(folder) for name, folder in experts.items()}
     n_tokens = min(MAX_TOKENS, config.d_model // 2, config.max_seq_len)
-    tokens_BT = torch.randint(config.vocab_size, (1, n_tokens), generator=generator)
-    layers = [_gate_sums(layer) for layer in model(tokens_BT).routing]
-    found = {}
-    for index, (name, folder) in enumerate(experts.items()):
-        dense = load_model(folder, dtype=torch.float64)
-        wanted_BTV, router_inputs = _run_dense(dense, tokens_BT)
-        _send_all_to(index, model, open_tensors(folder), router_inputs)
-        got_BTV = model.logits(model(tokens_BT).hidden_BTD)
-        found[name] = {
-            "max_abs_logit": wanted_BTV.abs().max().item(),
-            "max_abs_diff": (got_BTV - wanted_BTV).abs().max().item(),
-        }
-    return {"n_tokens": n_tokens, "experts": found, "layers": layers}
+    tokens_BT = torch.randint(config.vocab_size, (1, n_tokens), generator=Generator().manual_seed(seed))
+    written = _Written(config, ReopenedTensors(mixture), next(iter(sources.values())), made or {})
+    found = {name: _compare(written, name, source, tokens_BT) for name, source in sources.items()}
+    return {"n_tokens": n_tokens, "random": sorted(written.random), "experts": found}
 
 
-def _gate_sums(layer: LayerRouting) -> dict[str, float | None]:
-    return {"attention_gate_sum": _gate_sum(layer.attention), "ffn_gate_sum": _gate_sum(layer.ffn)}
+def _compare(written: _Written, model: str, source: TensorSource, tokens_BT: Tensor) -> dict[str, Any]:
+    """Run the dense model; at each of its branches compare the experts that are this model's."""
+    dense = Walk(written.dense, stored(source, WIDE), {model: tokens_BT})
+    worst: dict[str, Any] = {"max_abs_diff": 0.0, "max_abs_value": 0.0, "layer": None, "branch": None}
+
+    def at_branch(layer: int, part: Branch, h_BTD: Tensor) -> None:
+        nonlocal worst
+        for got_BTD, wanted_BTD in written.outputs(model, source, layer, part, h_BTD):
+            difference = (got_BTD - wanted_BTD).abs().max().item()
+            if worst["layer"] is None or difference > worst["max_abs_diff"] or isnan(difference):
+                value = wanted_BTD.abs().max().item()
+                place = {"layer": layer, "branch": "attention" if part == "attn" else part}
+                worst = {"max_abs_diff": difference, "max_abs_value": value} | place
+
+    for layer in range(written.dense.n_layers):
+        dense.advance(layer, at_branch)
+    return worst
 
 
-def _gate_sum(routing: Routing | None) -> float | None:
-    return None if routing is None else routing.weights_NK.sum(-1).mean().item()
+@dataclass(frozen=True)
+class _Written:
+    """The mixture on disk. seed: the dense model that a shared expert is a copy of."""
+
+    config: ModelConfig
+    source: TensorSource
+    seed: TensorSource
+    made: Mapping[str, Mapping[str, Any]]
+    random: set[str] = field(default_factory=set)
+
+    @property
+    def dense(self) -> ModelConfig:
+        return replace(self.config, attention=None, ffn=None, experts=())
+
+    def outputs(
+        self, model: str, own: TensorSource, layer: int, part: Branch, h_BTD: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each expert that is this model's: what the mixture makes of its input, and what it should."""
+        experts = self.config.attention_at(layer) if part == "attn" else self.config.ffn_at(layer)
+        slots = (experts.slots or self.config.experts) if experts is not None else ()
+        if experts is None or model not in slots:
+            return
+        prefix = f"blocks.{layer}.{part}"
+        if self.made.get(f"{prefix}.w_o" if part == "attn" else f"{prefix}.w_down", {}).get("op") == "random":
+            self.random.add("attention" if part == "attn" else part)
+            return
+        wanted_BTD = _output(self.dense, layer, part, self._scaled(own), h_BTD)
+        split = experts.split if isinstance(experts, FFNExperts) else 1
+        if isinstance(experts, FFNExperts) and experts.shared_expert:
+            wanted_BTD = wanted_BTD + split * _output(self.dense, layer, part, stored(self.seed, WIDE), h_BTD)
+        direction_D = _unit_response(h_BTD.flatten(0, 1))
+        config = self.config if self.config.ffn is None else replace(self.config, ffn=replace(self.config.ffn, gain=()))
+        for slot in (index for index, name in enumerate(slots) if name == model):
+            got_BTD = torch.zeros_like(wanted_BTD)
+            for expert in range(slot * split, (slot + 1) * split):
+                router_ED = _router(experts, expert, direction_D)
+                _require_one(experts, router_ED, h_BTD)
+                got_BTD += _output(config, layer, part, self._only(expert, router_ED, own), h_BTD)
+            yield got_BTD, wanted_BTD
+
+    def _scaled(self, own: TensorSource) -> Tensors:
+        """A dense model's tensors times the factors of those made of them, rounded as those were."""
+
+        def tensor(name: str) -> Tensor:
+            factor = self.made.get(name, {}).get("factor", 1.0)
+            kept = own.get(name)
+            return kept.to(WIDE) if factor == 1 else (kept.to(WIDE) * factor).to(torch.float32).to(WIDE)
+
+        return tensor
+
+    def _only(self, expert: int, router_ED: Tensor, own: TensorSource) -> Tensors:
+        """The mixture's tensors with one expert alone, this router, and the dense model's own for merged ones."""
+
+        def tensor(name: str) -> Tensor:
+            kept = name.rpartition(".")[2]
+            if kept == "router":
+                return router_ED
+            if kept.endswith("_bias"):
+                return torch.zeros(self.source.shape(name), dtype=WIDE)
+            if ".shared." in name:
+                return self.source.get(name).to(WIDE)
+            shape = self.source.shape(name)
+            if shape == own.shape(name):
+                return own.get(name).to(WIDE)
+            alone = torch.zeros(shape, dtype=WIDE)
+            alone[expert] = self.source.get(name)[expert]
+            return alone
+
+        return tensor
 
 
-def _run_dense(dense: LM, tokens_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The dense model's logits, and what each branch reads: `blocks.{l}.attn` or `.ffn` -> input_ND."""
-    inputs: dict[str, Tensor] = {}
-
-    def note(branch: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            inputs[branch] = args[0].flatten(0, -2)
-
-        return hook
-
-    for layer in range(dense.config.n_layers):
-        for branch in (f"blocks.{layer}.attn", f"blocks.{layer}.ffn"):
-            dense.get_submodule(branch).register_forward_pre_hook(note(branch))
-    return dense.logits(dense(tokens_BT).hidden_BTD), inputs
+def _output(config: ModelConfig, layer: int, part: Branch, tensors: Tensors, h_BTD: Tensor) -> Tensor:
+    return torch.cat([y_BTD for _, y_BTD in branch_output(config, layer, part, tensors, h_BTD)])
 
 
-def _send_all_to(index: int, model: LM, expert: TensorSource, router_inputs: Mapping[str, Tensor]) -> None:
-    """Saturate the routers of `model` to expert `index`; what is shared becomes that expert's own."""
-    dense_shapes = {name: expert.shape(name) for name in expert.names()}
-    for name, tensor in model.state_dict().items():
-        branch, _, part = name.rpartition(".")
-        if part == "router":
-            sign_E = torch.full((len(tensor), 1), -LOGIT, dtype=tensor.dtype)
-            sign_E[index] = LOGIT
-            tensor.copy_(sign_E * _unit_response(router_inputs[branch]))
-        elif tuple(tensor.shape) == dense_shapes[name]:
-            tensor.copy_(expert.get(name))
+def _router(experts: AttentionExperts | FFNExperts, expert: int, direction_D: Tensor) -> Tensor:
+    sign_E1 = direction_D.new_full((experts.n_experts, 1), -LOGIT)
+    sign_E1[expert] = LOGIT
+    return sign_E1 * direction_D
+
+
+def _require_one(experts: AttentionExperts | FFNExperts, router_ED: Tensor, h_BTD: Tensor) -> None:
+    """The gate of the expert is 1, so what comes out is its output."""
+    weights_BTK = route(router_logits(h_BTD, router_ED), experts).weights_NK
+    assert (weights_BTK.sum(-1) == 1).all(), f"gates sum to {weights_BTK.sum(-1).min().item()}"
 
 
 def _unit_response(input_ND: Tensor) -> Tensor:

@@ -1,100 +1,114 @@
-"""A variant says which parts of the dense models become experts; here it turns into rules and a config.
+"""A variant says which parts of the dense models become experts; here it turns into a config and warnings.
 
-BAM, BTX and the soup differ only in their rows of `VARIANTS`; a new kind of upcycling is a new row. Imports
-no torch: a plan counts mixtures that it does not make.
+BAM, BTX and the soup differ only in their rows of `VARIANTS`; a new kind of upcycling is a new row. `rules.rules_for`
+turns a variant into rules. Imports no torch: a plan counts mixtures that it does not make.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from math import sqrt
 from typing import Any, Literal
 
-from bam_core.config import AttentionExperts, FFNExperts, Gate, ModelConfig
+from bam_core.config import AttentionExperts, FFNExperts, ModelConfig
+from bam_core.config.fields import identity, is_positive
 from bam_core.errors import InvalidInput, Problem, nearest
-from bam_core.upcycle.rules import ROUTER_INITS, Rule
+from bam_core.upcycle.compat import config_problems
+from bam_core.upcycle.rules import ROUTER_INITS, rules_for, start_factor
+from bam_core.upcycle.specs import AttentionSpec, FFNSpec, MergeSpec, spec_warnings
 
+__all__ = [
+    "VARIANTS",
+    "AttentionSpec",
+    "FFNSpec",
+    "MergeSpec",
+    "Variant",
+    "common_config",
+    "mixture_config",
+    "rules_for",
+    "variant_sources",
+]
 
-@dataclass(frozen=True)
-class AttentionSpec:
-    """One attention expert per dense model. `soft` sends every token to all of them (BAM, section 4.1).
-
-    kv: `expert` - each brings its own keys and values; `shared` - these are merged.
-    """
-
-    routing: Literal["soft", "top_k"] = "soft"
-    top_k: int | None = None
-    kv: Literal["expert", "shared"] = "expert"
-    gate: Gate = "softmax_topk"
-    experts: Literal["per-domain"] = "per-domain"
-
-    def problems(self) -> Iterator[Problem]:
-        if self.routing not in ("soft", "top_k"):
-            yield Problem("routing", self.routing, "must be soft or top_k")
-        elif (self.routing == "top_k") != (self.top_k is not None):
-            yield Problem("top_k", self.top_k, "is given with routing: top_k, and only then")
-        yield from _experts_problems(self.experts)
-
-
-@dataclass(frozen=True)
-class FFNSpec:
-    """One FFN expert per dense model; a token goes to its `top_k` best (BAM and its BTX: 1; section 4.2)."""
-
-    top_k: int = 1
-    gate: Gate = "softmax_topk"
-    experts: Literal["per-domain"] = "per-domain"
-
-    def problems(self) -> Iterator[Problem]:
-        yield from _experts_problems(self.experts)
-
-
-def _experts_problems(experts: str) -> Iterator[Problem]:
-    if experts != "per-domain":
-        yield Problem("experts", experts, "must be per-domain: one expert from each dense model")
+PARTS: dict[str, type] = {"attention": AttentionSpec, "ffn": FFNSpec}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """`merged` averages a part over the dense models instead of keeping it as experts."""
+    """`merged` merges a part over the dense models, as `merge` says, instead of keeping it as experts.
+
+    router_std: of a new router's entries; `zero` does without.
+    """
 
     name: str
     attention: Literal["merged"] | AttentionSpec
     ffn: Literal["merged"] | FFNSpec
     router_init: str = "random"
+    router_std: float = 0.02
+    merge: MergeSpec = field(default_factory=MergeSpec)
 
     def problems(self) -> Iterator[Problem]:
-        """What is wrong before the number of experts is known; `mixture_config` finds the rest."""
-        for part in ("attention", "ffn"):
+        """What is wrong before the dense models are known; `mixture_config` finds the rest."""
+        for part in ("attention", "ffn", "merge"):
             spec = getattr(self, part)
             if spec != "merged":
                 yield from (problem.under(part) for problem in spec.problems())
         if self.router_init not in ROUTER_INITS:
             remedy = nearest(str(self.router_init), ROUTER_INITS)
             yield Problem("router_init", self.router_init, f"must be one of {', '.join(ROUTER_INITS)}", remedy)
+        if not is_positive(self.router_std):
+            yield Problem(
+                "router_std", self.router_std, "must be above 0", "router_init: zero starts all experts equal"
+            )
+
+    def warnings(self, models: Sequence[str]) -> list[str]:
+        """What is allowed and likely not meant, for a mixture of these dense models, the seed's first."""
+        specs = {part: getattr(self, part) for part in PARTS if getattr(self, part) != "merged"}
+        found = [warning for part, spec in specs.items() for warning in spec_warnings(part, spec)]
+        if len(models) == 1 and specs:
+            found.append(f"{models[0]} is the only dense model: every expert starts as a copy of it")
+        return found
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def identity(self) -> dict[str, Any]:
+        """What a key is made of: `to_json` without what is at its default. `from_json` reads both."""
+        return identity(self)
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Variant:
-        """The inverse of `to_json`. Raises InvalidInput for unknown or missing fields and wrong values."""
-        specs: dict[str, type] = {"attention": AttentionSpec, "ffn": FFNSpec}
-        required = ("name", *specs)
-        problems = list(_unknown(data, cls))
-        problems += [Problem(name, None, "is missing") for name in required if name not in data]
-        for name, spec in specs.items():
-            part = data.get(name, "merged")
+        """The inverse of `to_json` and `identity`; `merge` may be a method's name.
+
+        Raises InvalidInput for unknown or missing fields and wrong values.
+        """
+        values = dict(data)
+        if isinstance(values.get("merge"), str):
+            values["merge"] = {"method": values["merge"]}
+        problems = list(_unknown(values, cls))
+        problems += [Problem(name, None, "is missing") for name in ("name", *PARTS) if name not in values]
+        for name, spec in {**PARTS, "merge": MergeSpec}.items():
+            part = values.get(name, {} if name == "merge" else "merged")
             if isinstance(part, Mapping):
                 problems += [problem.under(name) for problem in _unknown(part, spec)]
-            elif part != "merged":
-                problems.append(Problem(name, part, "must be merged or a mapping"))
+                values[name] = part
+            elif part != "merged" or name == "merge":
+                problems.append(
+                    Problem(name, part, f"must be {'a method' if name == 'merge' else 'merged'} or a mapping")
+                )
         if not problems:
-            parts = {name: spec(**data[name]) for name, spec in specs.items() if data[name] != "merged"}
-            variant = cls(**{**data, **parts})
+            for name, spec in {**PARTS, "merge": MergeSpec}.items():
+                if isinstance(values[name], Mapping):
+                    values[name] = spec(**{key: _frozen(value) for key, value in values[name].items()})
+            variant = cls(**values)
             problems = list(variant.problems())
         if problems:
             raise InvalidInput(f"variant {data.get('name')!r}", problems)
         return variant
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _unknown(data: Mapping[str, Any], kind: type) -> Iterator[Problem]:
@@ -119,68 +133,119 @@ def common_config(configs: Mapping[str, ModelConfig]) -> ModelConfig:
     Raises InvalidInput naming every field in which an expert differs from the first: tensors of equal shapes
     trained under another rotary base or norm would be mixed without an error and give nonsense.
     """
-    first, *others = configs
-    seed = configs[first]
-    problems = [
-        Problem(f"{expert}.{field.name}", value, f"must be as in {first}, {wanted!r}")
-        for expert in others
-        for field in fields(ModelConfig)
-        if (value := getattr(configs[expert], field.name)) != (wanted := getattr(seed, field.name))
-    ]
-    if seed.is_mixture:
-        problems.append(Problem(first, "a mixture", "must be a dense model"))
+    problems = list(config_problems(configs))
     if problems:
         raise InvalidInput("experts to mix", problems)
-    return seed
+    return next(iter(configs.values()))
+
+
+def variant_sources(variant: Variant, models: Sequence[str]) -> tuple[str, ...]:
+    """The dense models that the mixture is made from, in the order of `models`: the seed, which is the first, and all
+    that a slot or the merge reads. So sparse upcycling of the seed alone needs no expert to be trained."""
+    seed, *_ = models
+    wanted = {seed}
+    for spec in (variant.attention, variant.ffn):
+        if spec != "merged":
+            wanted |= set(models if isinstance(spec.experts, str) else spec.experts)
+    if variant.merge.method == "weighted":
+        wanted |= set(variant.merge.weights)
+    elif variant.merge.method != "seed":
+        wanted |= set(models)
+    return tuple(model for model in models if model in wanted)
 
 
 def mixture_config(dense: ModelConfig, experts: Sequence[str], variant: Variant) -> ModelConfig:
-    """Describe the mixture of `experts`, in stacking order; a dense config when all is merged.
+    """Describe the mixture of these dense models, the seed's first; a dense config when all is merged.
 
-    Raises InvalidInput when the variant does not fit the number of experts, or a name is used twice.
+    Raises InvalidInput when the variant does not fit them, or a name is used twice.
     """
     where = f"variant {variant.name!r}"
-    n = len(experts)
     problems = list(variant.problems())
-    if n == 0 or len(set(experts)) != n:
-        problems.append(Problem("experts", list(experts), "must be at least one name, each used once"))
+    if not experts or len(set(experts)) != len(experts):
+        remedy = "to have an expert twice, repeat it in the variant's list of experts"
+        problems.append(Problem("experts", list(experts), "must be at least one name, each used once", remedy))
+    problems = problems or [*_unknown_models(variant, experts), *_router_std_problems(variant, dense.d_model)]
     if problems:
         raise InvalidInput(where, problems)
+    sources = variant_sources(variant, experts)
     attention, ffn = variant.attention, variant.ffn
     target = replace(
         dense,
-        attention=None if attention == "merged" else _attention_experts(attention, n),
-        ffn=None if ffn == "merged" else FFNExperts(n, ffn.top_k, ffn.gate),
+        attention=None if attention == "merged" else _attention_experts(attention, sources),
+        ffn=None if ffn == "merged" else _ffn_experts(ffn, sources, dense.n_layers),
     )
-    return replace(target, experts=tuple(experts) if target.is_mixture else ()).checked(where)
+    target = replace(target, experts=sources if target.is_mixture else ()).checked(where)
+    if ffn != "merged" and ffn.scale == "gate":
+        return with_gains(target)
+    return target
 
 
-def _attention_experts(spec: AttentionSpec, n: int) -> AttentionExperts:
-    return AttentionExperts(n, n if spec.top_k is None else spec.top_k, spec.kv, spec.gate)
+def with_gains(target: ModelConfig, gains: Sequence[float] | None = None) -> ModelConfig:
+    """The same mixture, its FFN gates multiplied per layer: by `gains`, or by what an untrained router needs."""
+    assert target.ffn is not None, "only FFN experts have a gain"
+    if gains is None:
+        at_layer = [target.ffn_at(layer) for layer in range(target.n_layers)]
+        gains = [1.0 if experts is None else float(start_factor(experts)) for experts in at_layer]
+    return replace(target, ffn=replace(target.ffn, gain=tuple(gains))).checked("gains")
 
 
-def rules_for(variant: Variant, residual: str, tie_embeddings: bool) -> tuple[Rule, ...]:
-    """List the rules: experts stacked, all else merged, routers new (BAM, section 4, Figure 1)."""
-    norms = ("norm",) if residual == "parallel" else ("attn_norm", "ffn_norm")
-    heads = () if tie_embeddings else ("head.weight",)
-    shared = ("embed.weight", *(f"blocks.*.{norm}.weight" for norm in norms), "norm.weight", *heads)
-    branches = {f"attn.{name}": op for name, op in _attention_ops(variant.attention).items()}
-    branches |= {f"ffn.{name}": op for name, op in _ffn_ops(variant.ffn).items()}
-    return (
-        *(Rule(pattern, "mean") for pattern in shared),
-        *(Rule(f"blocks.*.{name}", op, variant.router_init) for name, op in branches.items()),
+def _unknown_models(variant: Variant, models: Sequence[str]) -> Iterator[Problem]:
+    for part in PARTS:
+        spec = getattr(variant, part)
+        if spec != "merged" and not isinstance(spec.experts, str):
+            for unknown in dict.fromkeys(name for name in spec.experts if name not in models):
+                yield Problem(f"{part}.experts", unknown, "is none of the dense models", nearest(unknown, models))
+    for name in variant.merge.weights:
+        if name not in models:
+            yield Problem("merge.weights", name, "is none of the dense models", nearest(name, models))
+
+
+MAX_LOGIT_STD = 2.0
+"""Of four experts the largest probability is 2/3 on average then; at sqrt(D), the std of entries of std 1, it is 1."""
+
+
+def _router_std_problems(variant: Variant, d_model: int) -> Iterator[Problem]:
+    logit_std = variant.router_std * sqrt(d_model)
+    if variant.router_init != "zero" and logit_std > MAX_LOGIT_STD:
+        reason = (
+            f"gives logits of std {logit_std:.3g} (a router reads vectors of squared length d_model, {d_model}); above"
+            f" {MAX_LOGIT_STD:g} the gate is saturated before any training, and most experts get neither tokens nor"
+            " gradient"
+        )
+        most = MAX_LOGIT_STD / sqrt(d_model)
+        yield Problem("router_std", variant.router_std, reason, f"set it to {most:.2g} or less, as 0.02")
+
+
+def _slots(spec: AttentionSpec | FFNSpec, sources: tuple[str, ...]) -> tuple[str, ...]:
+    return sources if isinstance(spec.experts, str) else spec.experts
+
+
+def _attention_experts(spec: AttentionSpec, sources: tuple[str, ...]) -> AttentionExperts:
+    slots = _slots(spec, sources)
+    return AttentionExperts(
+        n_experts=len(slots),
+        top_k=len(slots) if spec.top_k is None else spec.top_k,
+        kv=spec.kv,
+        gate=spec.gate,
+        slots=() if slots == sources else slots,
+        layers=spec.layers,
+        dense_router_gradient=spec.dense_router_gradient,
     )
 
 
-def _attention_ops(attention: Literal["merged"] | AttentionSpec) -> dict[str, str]:
-    if attention == "merged":
-        return dict.fromkeys(("w_q", "w_k", "w_v", "w_o"), "mean")
-    kv = "stack" if attention.kv == "expert" else "mean"
-    return {"w_q": "stack", "w_k": kv, "w_v": kv, "w_o": "stack", "router": "fresh"}
-
-
-def _ffn_ops(ffn: Literal["merged"] | FFNSpec) -> dict[str, str]:
-    names = ("w_gate", "w_up", "w_down")
-    if ffn == "merged":
-        return dict.fromkeys(names, "mean")
-    return dict.fromkeys(names, "stack") | {"router": "fresh"}
+def _ffn_experts(spec: FFNSpec, sources: tuple[str, ...], n_layers: int) -> FFNExperts:
+    slots = _slots(spec, sources)
+    n_experts = len(slots) * spec.split
+    return FFNExperts(
+        n_experts=n_experts,
+        top_k=n_experts if spec.routing == "soft" else spec.top_k,
+        gate=spec.gate,
+        slots=() if slots == sources else slots,
+        layers=spec.layers,
+        soft_layers=spec.soft_layers,
+        split=spec.split,
+        shared_expert=spec.shared_expert,
+        capacity_factor=spec.capacity_factor,
+        balance=spec.balance,
+        dense_router_gradient=spec.dense_router_gradient,
+    )

@@ -124,19 +124,21 @@ def _session(given: Mapping[str, Any]) -> Session:
     return Session(**values, json=bool(given["as_json"]), verbose=bool(given["verbose"]), typed=typed)
 
 
-class _Commands(click.Group):
+class Commands(click.Group):
     """Commands by name; a misspelt one gets the nearest."""
 
     def resolve_command(self, context: click.Context, args: list[str]) -> Any:
         if args and args[0] not in self.commands and not args[0].startswith("-"):
-            raise UsageError(f"no command {args[0]!r}: {nearest(args[0], self.commands)} (`bam --help`)")
+            raise UsageError(
+                f"no command {args[0]!r}: {nearest(args[0], self.commands)} (`{context.command_path} --help`)"
+            )
         return super().resolve_command(context, args)
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(self.commands)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="bam", prog_name="bam")
 @common_options
 @click.pass_context
@@ -152,9 +154,9 @@ def bam(context: click.Context, **given: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit status; every error is words on standard error."""
-    from pipelines.cli import artifacts, runs, views
+    from pipelines.cli import artifacts, experts, runs, views
 
-    for command in (*runs.COMMANDS, *artifacts.COMMANDS, *views.COMMANDS):
+    for command in (*runs.COMMANDS, *artifacts.COMMANDS, *experts.COMMANDS, *views.COMMANDS):
         bam.add_command(command)
     args = list(sys.argv[1:] if argv is None else argv)
     try:

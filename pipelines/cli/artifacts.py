@@ -23,6 +23,9 @@ from bam_core.graph.record import Output, Record
 from bam_core.graph.refs import resolve
 from pipelines.cli import text
 from pipelines.cli.app import Session, with_session
+from pipelines.cli.step0 import step0_text
+
+MIX_FILE = "mix.json"
 
 if TYPE_CHECKING:
     from infra.store import ArtifactStore
@@ -95,11 +98,33 @@ def _listing_text(rows: Iterable[Row]) -> str:
 @click.argument("ref")
 @with_session
 def show(session: Session, ref: str) -> None:
-    """One artifact's record in full."""
+    """One artifact's record in full, and of a mixture what it was at step 0."""
     store = _store(session)
     record = resolve(ref, store.records())
     uri = store.artifact_uri(record.stage, record.key)
-    session.answer(record.to_json() | {"artifact": uri}, lambda: record_text(record, uri))
+    step0 = _step0(store, record)
+    value = record.to_json() | {"artifact": uri} | ({"step0": step0} if step0 else {})
+
+    def words() -> str:
+        if not step0:
+            return record_text(record, uri)
+        shown = step0_text(step0, width=max(40, shutil.get_terminal_size().columns - 2))
+        return "\n".join([record_text(record, uri), "", click.style("step 0", bold=True), indent(shown, "  ")])
+
+    session.answer(value, words)
+
+
+def _step0(store: ArtifactStore, record: Record) -> Mapping[str, Any] | None:
+    """`receipt.step0` of a mixture's mix.json. One that cannot be read is a warning: the record is still shown."""
+    if MIX_FILE not in {output.path for output in record.outputs}:
+        return None
+    try:
+        path = store.localize(record) / MIX_FILE
+        found: Mapping[str, Any] | None = json.loads(path.read_bytes())["receipt"].get("step0")
+    except (ArtifactDamaged, OSError, ValueError, TypeError, KeyError) as error:
+        remedy = f"`bam verify {record.stage}@{key12(record.key)}`"
+        return {"warnings": [f"{MIX_FILE} cannot be read ({error}): {remedy} names what is damaged"]}
+    return found
 
 
 def record_text(record: Record, uri: str) -> str:

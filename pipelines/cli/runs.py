@@ -177,7 +177,11 @@ def _inputs(items: Sequence[str]) -> dict[str, str]:
 
 
 def _show_plan(session: Session, made: Plan) -> int:
-    value = {"stages": [asdict(decision) for decision in made.decisions], "models": dict(made.models)}
+    value = {
+        "stages": [asdict(decision) for decision in made.decisions],
+        "models": dict(made.models),
+        "warnings": made.warnings,
+    }
     session.answer(value, lambda: plan_text(made))
     return 0
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def plan_text(made: Plan) -> str:
-    """The stages with action and reason, then the models with what they cost."""
+    """The stages with action and reason, the models with what they cost, and warnings about the recipe."""
     rows = [
         [decision.stage, key12(decision.key), text.styled(decision.action), decision.reason]
         for decision in made.decisions
@@ -25,6 +25,10 @@ def plan_text(made: Plan) -> str:
     parts = [text.table(["stage", "key", "action", "reason"], rows), f"{len(rows)} stages: {counts}"]
     if made.models:
         parts.insert(1, _models_text(made.models))
+    if papers := {name: model["paper"] for name, model in made.models.items() if "paper" in model}:
+        parts.insert(2, _paper_text(papers))
+    if made.warnings:
+        parts.append("\n".join(f"{click.style('warning', fg='yellow')}: {warning}" for warning in made.warnings))
     return "\n\n".join(parts)
 
 
@@ -35,6 +39,7 @@ _MODEL_COLUMNS = {
     "train_tokens": "tokens",
     "train_flops": "training FLOPs",
     "training_bytes": "memory",
+    "mixing_bytes": "to mix",
     "cache_bytes_per_token": "cache/token",
 }
 
@@ -43,13 +48,29 @@ def _models_text(models: Mapping[str, Mapping[str, Any]]) -> str:
     columns = [name for name in _MODEL_COLUMNS if any(name in model for model in models.values())]
     rows = []
     for name, model in models.items():
-        cells = [
-            "" if model.get(column) is None else (text.size if "bytes" in column else text.count)(model[column])
-            for column in columns
-        ]
-        rows.append([name, *cells])
+        rows.append([name, *(_figure(column, model.get(column)) for column in columns)])
     headers = ["model", *(_MODEL_COLUMNS[column] for column in columns)]
     return text.table(headers, rows, right=range(1, len(headers)))
+
+
+def _figure(column: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    if column == "train_flops" and value >= 1e15:  # beyond the suffixes that people know
+        return f"{value:.3g}"
+    return text.size(int(value)) if "bytes" in column else text.count(value)
+
+
+def _paper_text(papers: Mapping[str, Mapping[str, Any]]) -> str:
+    """Trained models of the paper's shape beside its own figures; then its errors."""
+    shown = {name: paper for name, paper in papers.items() if name == "seed" or name.startswith("train.")}
+    rows = [
+        [name, f"{paper['flops_per_token_and_layer']:,}", f"{paper['flops_as_printed']:,}"]
+        for name, paper in shown.items()
+    ]
+    headers = ["by the paper's convention", "FLOPs/token and layer", "with its width of 4098"]
+    notes = [f"{name.removeprefix('train.')}: {note}" for name, paper in shown.items() for note in paper["notes"]]
+    return "\n".join([text.table(headers, rows, right=(1, 2)), *notes])
 
 
 def perplexity_text(perplexity: Mapping[str, Any]) -> str:

@@ -68,17 +68,28 @@ def ui(session: Session, port: int, open_browser: bool) -> None:
     show_default=True,
     help="0 takes the likeliest.",
 )
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Draw from the fewest likeliest tokens whose probability reaches this.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @with_session
-def generate(session: Session, ref: str, prompt: str, max_new_tokens: int, temperature: float, seed: int) -> None:
+def generate(
+    session: Session, ref: str, prompt: str, max_new_tokens: int, temperature: float, top_p: float, seed: int
+) -> None:
     """Continue PROMPT with the model REF."""
     from pipelines import wiring
 
     if not temperature < float("inf"):
         raise UsageError(f"--temperature {temperature}: must be a finite number of at least 0")
+    if not top_p <= 1:
+        raise UsageError(f"--top-p {top_p}: must be above 0 and at most 1")
     settings = session.settings()
     continued = wiring.generate(
-        ref, prompt, settings, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+        ref, prompt, settings, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
     )
     session.answer({"ref": ref, "prompt": prompt, "text": continued}, lambda: continued)
 

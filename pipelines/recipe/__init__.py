@@ -1,8 +1,10 @@
 """The recipe: one YAML file that says all that defines a result.
 
-values.py    numbers as people write them            parts.py     the groups of keys: types and defaults
-schema.py    the recipe as a whole                   document.py  YAML and `--set`, safely
-checks.py    what must hold between keys             load.py      a name or a path to a `Recipe`
+values.py    numbers as people write them            base.py            what every group of keys is
+parts.py     the groups of keys: types, defaults     mixtures.py        those under `variants`
+schema.py    the recipe as a whole                   document.py        YAML and `--set`, safely
+checks.py    what must hold between keys             variant_checks.py  the same for `variants`
+load.py      a name or a path to a `Recipe`
 """
 
 from pipelines.recipe.load import find_recipe, load_recipe, recipe_from, shipped_recipes

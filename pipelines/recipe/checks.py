@@ -1,4 +1,4 @@
-"""What must hold between the keys of a recipe.
+"""What must hold between the keys of a recipe; those of `variants` are in `variant_checks.py`.
 
 A value may be None where the schema has found something wrong: such holes are stepped over. Constraints
 on a model and on a training phase come from `bam_core.config`, under the recipe's own key paths.
@@ -11,20 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from bam_core.config import AttentionExperts, FFNExperts, ModelConfig, TrainConfig
+from bam_core.config import ModelConfig, TrainConfig
 from bam_core.errors import Problem, nearest
+from pipelines.recipe.base import Part
 from pipelines.recipe.document import join
-from pipelines.recipe.parts import (
-    AttentionVariant,
-    BpeTokenizer,
-    ExpertPhase,
-    FFNVariant,
-    GeneratedMath,
-    Part,
-    Phase,
-    Variant,
-)
+from pipelines.recipe.parts import BpeTokenizer, ExpertPhase, GeneratedMath, Phase
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.variant_checks import variant_problems
 
 MIN_BPE_VOCAB = 257
 """256 bytes and `<|endoftext|>`."""
@@ -42,7 +35,8 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _tokenizer(recipe)
     yield from _model(recipe)
     yield from _phases(recipe)
-    yield from _variants(recipe)
+    yield from _names("variants", recipe.variants or ())
+    yield from variant_problems(recipe)
     yield from _evaluate(recipe)
     yield from _runtime(recipe)
 
@@ -173,39 +167,6 @@ def _overrides(phase: ExpertPhase, recipe: Recipe) -> Iterator[Problem]:
         for problem in _training(phase.model_copy(update=changes), recipe, join("domains", name) + ".expert"):
             if problem.path.rpartition(".")[2] in changes:
                 yield problem
-
-
-def _variants(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.variants is None:
-        return
-    yield from _names("variants", recipe.variants)
-    if not recipe.variants:
-        yield Problem("variants", {}, "must describe at least one mixture")
-    for name, variant in recipe.variants.items():
-        if variant is not None:
-            yield from _variant(variant, len(recipe.domains or ()) or None, join("variants", name))
-
-
-def _variant(variant: Variant, n_experts: int | None, here: str) -> Iterator[Problem]:
-    many = n_experts or 10**9
-    attention, ffn = variant.attention, variant.ffn
-    if isinstance(ffn, FFNVariant) and ffn.top_k is not None:
-        experts = FFNExperts(n_experts=many, top_k=ffn.top_k, gate=ffn.gate or "softmax_topk")
-        yield from (problem.under(f"{here}.ffn") for problem in experts.problems())
-    if not isinstance(attention, AttentionVariant):
-        return
-    path = f"{here}.attention"
-    if attention.routing == "soft" and attention.top_k is not None:
-        yield Problem(
-            f"{path}.top_k",
-            attention.top_k,
-            "soft routing uses every expert",
-            "remove it, or set routing: top_k",
-        )
-    elif attention.routing == "top_k" and attention.top_k is None:
-        yield Problem(f"{path}.top_k", None, "is missing", "say how many experts each token uses")
-    elif attention.top_k is not None:
-        yield from (problem.under(path) for problem in AttentionExperts(many, attention.top_k).problems())
 
 
 def _evaluate(recipe: Recipe) -> Iterator[Problem]:

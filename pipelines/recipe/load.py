@@ -16,15 +16,16 @@ from pydantic import ValidationError
 
 from bam_core.errors import InvalidInput, Problem, UsageError, nearest
 from pipelines.recipe import checks
+from pipelines.recipe.base import LENIENT
 from pipelines.recipe.document import apply_sets, join, parse, read_text
-from pipelines.recipe.parts import LENIENT, SOURCES, TOKENIZERS
+from pipelines.recipe.parts import SOURCES, TOKENIZERS
 from pipelines.recipe.schema import Recipe
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with bam: `quickstart`, `paper/...`."""
+    """The recipes that come with bam: `quickstart`, `paper/paper_small`, ..."""
     return {path.relative_to(SHIPPED).with_suffix("").as_posix(): path for path in sorted(SHIPPED.rglob("*.yaml"))}
 
 
@@ -45,19 +46,30 @@ def load_recipe(name_or_path: str, sets: Sequence[str] = ()) -> Recipe:
 
 
 def find_recipe(name_or_path: str) -> Path:
-    """The file of a shipped recipe's name, or of a path. Raises UsageError with the nearest name."""
-    shipped = shipped_recipes()
+    """The file of a shipped recipe's name, with its folder or without, or of a path.
+
+    Raises UsageError with the nearest name, or for a name that is in two folders with both.
+    """
     path = Path(name_or_path)
     looks_like_path = path.suffix in {".yaml", ".yml"} or name_or_path.startswith((".", "/", "~"))
-    if name_or_path in shipped and not looks_like_path:
-        return shipped[name_or_path]
+    if not looks_like_path and (shipped := _shipped(name_or_path)):
+        return shipped
     try:
         if name_or_path and path.expanduser().exists():
             return path.expanduser()
     except (OSError, ValueError, RuntimeError):  # a name too long for a file, a NUL byte, an unknown ~user
         pass
     kind = "no such file" if looks_like_path else "no such file, and no shipped recipe of this name"
-    raise UsageError(f"recipe {name_or_path[:200]!r}: {kind}; {nearest(path.stem, shipped)}")
+    known = {short for name in shipped_recipes() for short in (name, Path(name).name)}
+    raise UsageError(f"recipe {name_or_path[:200]!r}: {kind}; {nearest(path.stem, known)}")
+
+
+def _shipped(name: str) -> Path | None:
+    recipes = shipped_recipes()
+    found = [full for full in recipes if full == name] or [full for full in recipes if full.endswith(f"/{name}")]
+    if name and len(found) > 1:
+        raise UsageError(f"recipe {name!r}: there are {' and '.join(found)}; say which")
+    return recipes[found[0]] if name and found else None
 
 
 def recipe_from(document: dict[str, Any], where: str, problems: Sequence[Problem] = ()) -> Recipe:
@@ -136,13 +148,17 @@ def _make_hole(document: dict[str, Any], keys: Sequence[Any]) -> None:
     target[keys[-1]] = None
 
 
+_UNIONS = {"source", "attention", "ffn", "merge", "data"}
+
+
 def _keys(loc: Sequence[Any]) -> list[Any]:
     """pydantic's location without the names it adds for the chosen member of a union."""
     keys: list[Any] = []
     for depth, item in enumerate(loc):
         in_tokenizer = depth == 1 and loc[0] == "tokenizer"
-        in_member = depth == 3 and loc[2] in {"source", "attention", "ffn", "data"} and loc[:2] != ("phases", "expert")
-        if not (in_tokenizer or in_member):
+        in_member = depth == 3 and loc[2] in _UNIONS and loc[:2] != ("phases", "expert")
+        in_experts = depth == 5 and loc[0] == "variants" and loc[4] == "experts"
+        if not (in_tokenizer or in_member or in_experts):
             keys.append(item)
     return keys
 
@@ -183,7 +199,12 @@ def _not_one_of(path: str, value: Any, known: Sequence[str]) -> Problem:
     return Problem(path, value, expected, remedy if remedy.startswith("did you mean") else "")
 
 
-_OR_KEYS = {"uniform": ", or a share for each domain", "merged": ", or the keys of a mixture of experts"}
+_OR_KEYS = {
+    "uniform": ", or a share for each domain",
+    "merged": ", or the keys of a mixture of experts",
+    "per-domain": ", or a list of domains",
+    "mean": ", or the keys of a merge",
+}
 _EXPECTED = {
     "string_type": "must be text",
     "string_too_short": "must not be empty",

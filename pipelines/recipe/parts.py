@@ -1,69 +1,20 @@
-"""The groups of keys that a recipe is made of, with their types and defaults (DESIGN, section 5).
+"""The groups of keys that a recipe is made of, with their types and defaults; those of `variants` are in `mixtures.py`.
 
 Types only say what a value is. Whether the values make sense together is said by `bam_core.config` (one
 place for a recipe, a checkpoint and a Python caller) and by `checks.py`. Everything here is frozen.
-
-A wrong value must not hide the next one. So unknown keys are kept (`extra="allow"`) and reported by
-`checks.py`, and under `LENIENT` a wrong value becomes None, a hole that the checks step over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    ValidationInfo,
-    WrapValidator,
-    field_validator,
-)
+from pydantic import Discriminator, Field, Tag
 
-from bam_core.config import Gate
+from pipelines.recipe.base import Named, Part
 from pipelines.recipe.values import Count, Number, Text
 
-LENIENT = "lenient"
 Dtype = Literal["bf16", "fp32", "fp64"]
-
-
-def _or_hole(value: Any, handler: Any, info: ValidationInfo) -> Any:
-    try:
-        return handler(value)
-    except ValidationError:
-        if info.context == LENIENT:
-            return None
-        raise
-
-
-T = TypeVar("T")
-Named = dict[str, Annotated[T, WrapValidator(_or_hole)]]
-"""Names to parts; one wrong part leaves the others standing."""
-
-
-class Part(BaseModel):
-    """A frozen group of keys."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="allow",
-        strict=True,
-        allow_inf_nan=True,
-        json_schema_extra={"additionalProperties": False},
-    )
-
-    @field_validator("*", mode="wrap")
-    @classmethod
-    def _leave_a_hole(cls, value: Any, handler: Any, info: ValidationInfo) -> Any:
-        return _or_hole(value, handler, info)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The keys of this part and their values; unknown keys left out."""
-        return {name: getattr(self, name) for name in type(self).model_fields}
 
 
 class InstalledText(Part):
@@ -182,6 +133,9 @@ class Model(Part):
     norm_eps: Number = 1e-5
     rope_theta: Number = 10_000.0
     tie_embeddings: bool = True
+    qk_norm: bool = False
+    rotary_frac: Number = 1.0
+    rotary_pairs: Literal["half", "interleaved"] = "half"
 
 
 class Phase(Part):
@@ -215,16 +169,23 @@ class SeedPhase(Phase):
 class ExpertPhase(Phase):
     """In `data`, `own` stands for the expert's own domain."""
 
-    data: Shares = {"own": 1.0}
+    data: Shares = Field({"own": 1.0})
 
 
 class MixturePhase(Phase):
-    """match: train variants on the same `data` (tokens), or on tokens that cost the same compute."""
+    """match: train variants on the same `data` (tokens), or on tokens that cost the same compute.
+
+    The last four are for variants that have such a part: see `bam_core.config.TrainConfig`.
+    """
 
     data: Data = "uniform"
     match: Literal["data", "compute"] = "data"
     load_balancing_coef: Number = 0.01
     z_loss_coef: Number = 0.001
+    balance_rate: Number = 1e-3
+    router_bias_frac: Number = 0.5
+    gumbel_rate: Number = 1e-4
+    gumbel_min: Number = 0.5
 
 
 class Phases(Part):
@@ -233,46 +194,11 @@ class Phases(Part):
     mixture: MixturePhase
 
 
-PerDomain = Annotated[Literal["per-domain"], Field(exclude=True)]
-"""Says in words what is always so; it tells nothing to the core, so a dump leaves it out."""
-
-
-class AttentionVariant(Part):
-    """A mixture of attention: `soft` uses every expert, `top_k` the best `top_k`."""
-
-    experts: PerDomain = "per-domain"
-    routing: Literal["soft", "top_k"] = "soft"
-    top_k: Count | None = None
-    kv: Literal["expert", "shared"] = "expert"
-    gate: Gate = "softmax_topk"
-
-
-class FFNVariant(Part):
-    experts: PerDomain = "per-domain"
-    top_k: Count = 1
-    gate: Gate = "softmax_topk"
-
-
-def _merged_or_experts(value: Any) -> str:
-    return "merged" if isinstance(value, str) else "experts"
-
-
-Merged = Annotated[Literal["merged"], Tag("merged")]
-
-
-class Variant(Part):
-    """How the dense experts become one model; `merged` averages that part of them."""
-
-    attention: Annotated[Merged | Annotated[AttentionVariant, Tag("experts")], Discriminator(_merged_or_experts)]
-    ffn: Annotated[Merged | Annotated[FFNVariant, Tag("experts")], Discriminator(_merged_or_experts)]
-    router_init: Literal["random", "zero"] = "random"
-
-
 class Evaluate(Part):
     """tokens: held-out tokens per domain at most."""
 
     tokens: Count = 100_000
-    tasks: list[Text] = []
+    tasks: list[Text] = Field([])
     dtype: Dtype = "fp32"
 
 

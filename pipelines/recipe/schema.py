@@ -7,18 +7,9 @@ from typing import Any
 
 from bam_core.config import ModelConfig, TrainConfig
 from bam_core.seeds import child_seed
-from pipelines.recipe.parts import (
-    Domain,
-    Evaluate,
-    Model,
-    Named,
-    Part,
-    Phase,
-    Phases,
-    Runtime,
-    Tokenizer,
-    Variant,
-)
+from pipelines.recipe.base import Named, Part
+from pipelines.recipe.mixtures import Variant
+from pipelines.recipe.parts import Domain, Evaluate, Model, Phase, Phases, Runtime, Tokenizer
 from pipelines.recipe.values import Count, Text
 
 
@@ -33,6 +24,7 @@ class Recipe(Part):
     phases: Phases
     variants: Named[Variant]
     dense: bool = True
+    ensemble: bool = True
     evaluate: Evaluate = Evaluate()
     runtime: Runtime = Runtime()
 

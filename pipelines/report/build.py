@@ -12,12 +12,14 @@ from markupsafe import Markup
 
 from pipelines.report import formats
 from pipelines.report.curves import training_panels
-from pipelines.report.findings import find, ranking, routing_findings
+from pipelines.report.findings import ensemble_words, find, ranking, routing_findings
 from pipelines.report.formats import clean, file_name, is_number
 from pipelines.report.heatmaps import HeatMap, heat_maps
 from pipelines.report.inputs import ReportInputs, group
 from pipelines.report.lineage_svg import lineage_panel
-from pipelines.report.svg import TEMPLATES, Panel, style_sheet
+from pipelines.report.step0 import DISTANCE, StepZero, steps_zero, summary_table
+from pipelines.report.step0 import data_tables as step0_tables
+from pipelines.report.svg import TEMPLATES, Panel, row_of, style_sheet
 from pipelines.report.tables import (
     bits_per_byte_table,
     costs_table,
@@ -25,6 +27,9 @@ from pipelines.report.tables import (
     mixes_table,
     perplexity_table,
 )
+
+WIDEST_PHONE = 400
+"""A heat map wider than this, in px, scrolls on a phone: shrunk to fit it would be too small to read."""
 
 
 def build_report(inputs: ReportInputs, out: Path) -> Mapping[str, float]:
@@ -34,12 +39,14 @@ def build_report(inputs: ReportInputs, out: Path) -> Mapping[str, float]:
         "bits_per_byte": bits_per_byte_table(inputs),
         "costs": costs_table(inputs),
         "mixes": mixes_table(inputs),
+        "step0_summary": summary_table(inputs),
     }
     curves, maps, lineage = training_panels(inputs), heat_maps(inputs), lineage_panel(inputs.lineage)
-    for table in (*shown.values(), *data_tables(inputs)):
+    starts = steps_zero(inputs)
+    for table in (*shown.values(), *data_tables(inputs), *step0_tables(inputs)):
         if table.rows:
             _write(out / "tables" / f"{table.name}.csv", table.csv())
-    for name, panel in _figures(curves, maps, lineage).items():
+    for name, panel in _figures(curves, maps, starts, lineage).items():
         _write(out / "figures" / f"{name}.svg", panel.standalone())
     page = _environment().get_template("report.html.j2")
     html = page.render(
@@ -50,6 +57,8 @@ def build_report(inputs: ReportInputs, out: Path) -> Mapping[str, float]:
         n_scored=_n_scored(inputs),
         curves=list(curves.values()),
         maps=maps,
+        starts=starts,
+        ensemble=ensemble_words(inputs),
         routing_findings=routing_findings(inputs),
         lineage=lineage,
         costs=_costs(inputs),
@@ -69,20 +78,29 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters["clean"] = clean
-    made.globals |= {"is_trained": lambda heat_map: group(heat_map.model) != "mix"}
+    made.globals |= {
+        "is_trained": lambda heat_map: group(heat_map.model) != "mix",
+        "widest_phone": WIDEST_PHONE,
+    }
     return made
 
 
-def _figures(curves: Mapping[str, Panel], maps: Sequence[HeatMap], lineage: Panel | None) -> dict[str, Panel]:
+def _figures(
+    curves: Mapping[str, Panel], maps: Sequence[HeatMap], starts: Sequence[StepZero], lineage: Panel | None
+) -> dict[str, Panel]:
     """File name without suffix -> drawing. Names that fall together once made safe are numbered."""
+    named = [(f"routing-{file_name(item.model)}-{item.router}", item.figure()) for item in maps]
+    for start in starts:
+        if start.distance:
+            title = f"{start.model}: {DISTANCE}"
+            named.append((f"step0-{file_name(start.model)}", row_of([start.distance], title=title)))
     figures = dict(curves)
-    for heat_map in maps:
-        wanted = base = f"routing-{file_name(heat_map.model)}-{heat_map.router}"
-        number = 1
+    for base, panel in named:
+        wanted, number = base, 1
         while wanted in figures:
             number += 1
             wanted = f"{base}-{number}"
-        figures[wanted] = heat_map.figure()
+        figures[wanted] = panel
     return figures | ({"lineage": lineage} if lineage else {})
 
 
@@ -120,6 +138,8 @@ def _reproduce(inputs: ReportInputs) -> dict[str, Any]:
         for package, version in (node.get("packages") or {}).items():
             packages.setdefault(clean(package), set()).add(clean(version))
     best = next(iter(ranking(inputs)), None)
+    if best and group(best) == "ensemble":  # no stage made it: it is in the evaluation
+        best = "evaluate"
     key = next((str(node.get("key")) for node in nodes if node["stage"] == best), "")
     reference = shlex.quote(clean(f"{best}@{key[:12]}" if key else best)) if best else ""
     return {

@@ -9,10 +9,10 @@ from markupsafe import Markup
 
 from pipelines.report import formats
 from pipelines.report.formats import change, clean, is_number
-from pipelines.report.inputs import Json, ReportInputs, group
+from pipelines.report.inputs import Json, ReportInputs, expert_labels, group, is_of, soft_layers
 
-DEAD = 0.01
-"""An FFN expert with a smaller share of every domain's tokens is called unused."""
+DEAD = 0.04
+"""An FFN expert that gets less than this part of an even share, of every domain's tokens, is called unused."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def find(inputs: ReportInputs) -> Findings:
     if clauses:
         text += Markup(", against ") + listed(clauses)
     caveats = (
+        *(ensemble_words(inputs) if "ensemble" in (best, *rivals) else ()),
         *_size_caveats(inputs, best, rivals),
         *_domain_caveats(inputs, best),
         *_seed_caveat(models[best]),
@@ -60,6 +61,18 @@ def ranking(inputs: ReportInputs) -> list[str]:
     scores = {name: model.get("average_perplexity") for name, model in inputs.models.items()}
     finite = {name: score for name, score in scores.items() if is_number(score) and score > 0}
     return sorted(finite, key=finite.__getitem__)
+
+
+def ensemble_words(inputs: ReportInputs) -> list[Markup]:
+    """What the ensemble is, where there is one: no stage made it."""
+    if "ensemble" not in inputs.models:
+        return []
+    experts = [code(expert) for expert in inputs.models["ensemble"].get("experts", ())]
+    text = Markup(
+        "{} is the branch-train-merge ensemble{}: every token runs through all its models, each weighted by how well"
+        " it predicted the row so far; nothing was trained for it."
+    )
+    return [text.format(code("ensemble"), Markup(" of ") + listed(experts) if experts else "")]
 
 
 def routing_findings(inputs: ReportInputs) -> list[Markup]:
@@ -90,10 +103,10 @@ def listed(parts: Sequence[Markup]) -> Markup:
 
 
 def _rivals(ranked: Sequence[str]) -> list[str]:
-    """Whom the best is compared with: the next trained mixture, the dense baseline and the seed."""
+    """Whom the best is compared with: the next trained mixture, the baselines and the seed."""
     others = ranked[1:]
     mixtures = [name for name in others if group(name) == "train"]
-    return [*mixtures[:1], *(name for name in ("dense", "seed") if name in others)]
+    return [*mixtures[:1], *(name for name in ("dense", "ensemble", "seed") if name in others)]
 
 
 def _size_caveats(inputs: ReportInputs, best: str, rivals: Sequence[str]) -> Iterator[Markup]:
@@ -107,7 +120,7 @@ def _size_caveats(inputs: ReportInputs, best: str, rivals: Sequence[str]) -> Ite
         text = Markup("{} uses {} of {}, so part of the gap is size, not method.").format(
             code(best), larger, listed([code(name) for name in names])
         )
-        is_btx = any(_has_router(inputs, name, "ffn", only=True) for name in names)
+        is_btx = any(_is_btx(inputs, name) for name in names)
         if is_btx and _has_router(inputs, best, "attention"):
             text += Markup(
                 " In the paper a BTX with as many active parameters (top-3 of 6 experts)"
@@ -164,14 +177,26 @@ def _has_router(inputs: ReportInputs, model: str, router: str, only: bool = Fals
     return routers == {router} if only else router in routers
 
 
+def _is_btx(inputs: ReportInputs, model: str) -> bool:
+    """Whether its FFN experts, and only these, came from different models (of sparse upcycling: copies of one)."""
+    if not _has_router(inputs, model, "ffn", only=True):
+        return False
+    routing = (inputs.routing or {})["models"][model]
+    labels = expert_labels(routing, "ffn")
+    return sum(any(is_of(label, expert) for label in labels) for expert in routing["experts"]) > 1
+
+
 def _is_below(value: object, limit: float) -> bool:
     return is_number(value) and value < limit
 
 
 def _idle_experts(model: Json) -> Iterator[tuple[int, str]]:
-    """(layer, expert) of FFN experts that get less than DEAD of the tokens of every domain."""
+    """(layer, expert) of the FFN experts that are unused, soft layers left out."""
+    experts = expert_labels(model, "ffn")
     shares = [domain["ffn"]["fraction"] for domain in model.get("domains", {}).values() if domain.get("ffn")]
-    for layer in range(len(shares[0]) if shares else 0):
-        for place, expert in enumerate(model["experts"]):
-            if all(_is_below(share_LE[layer][place], DEAD) for share_LE in shares):
+    routed = [layer for layer in range(len(shares[0]) if shares else 0) if layer not in soft_layers(model, "ffn")]
+    for layer in routed:
+        for place, expert in enumerate(experts):
+            limit = DEAD / len(experts)
+            if all(share_LE[layer] and _is_below(share_LE[layer][place], limit) for share_LE in shares):
                 yield layer, expert

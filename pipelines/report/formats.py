@@ -37,6 +37,16 @@ def bits(value: Any) -> str:
     return number(value, lambda x: f"{x:.3f}")
 
 
+def percent(value: Any) -> str:
+    """A fraction of 1: `42%`."""
+    return number(value, lambda x: f"{100 * x:.0f}%")
+
+
+def short(value: Any) -> str:
+    """Two decimals, or three digits where it is large."""
+    return number(value, lambda x: f"{x:.2f}" if abs(x) < 10 else f"{x:.3g}")
+
+
 def tiny(value: Any) -> str:
     return number(value, lambda x: f"{x:.1e}" if x else "0")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from bam_core.errors import ArtifactDamaged
 
 Json = Mapping[str, Any]
-GROUPS = ("seed", "expert", "dense", "mix", "train")
+GROUPS = ("seed", "expert", "dense", "ensemble", "mix", "train")
 """Models are shown in this order; others come last."""
 
 
@@ -80,6 +81,26 @@ class ReportInputs:
             found.update(dict.fromkeys(model.get("domains", {})))
         listed = [domain for domain in self.domains if domain in found]
         return listed + [domain for domain in found if domain not in listed]
+
+
+def expert_labels(routing: Json, router: str) -> Sequence[str]:
+    """A name for each expert of a mixture's branch, in the order of its figures.
+
+    Before the two branches could differ, `routing.json` had one list for both.
+    """
+    labels: Sequence[str] = routing.get(f"{router}_experts") or routing["experts"]
+    return labels
+
+
+def soft_layers(routing: Json, router: str) -> Sequence[int]:
+    """Layers of a branch in which every token goes to all experts, though it is sparse elsewhere."""
+    layers: Sequence[int] = routing.get(f"{router}_soft_layers", ())
+    return layers
+
+
+def is_of(label: str, domain: str) -> bool:
+    """Whether an expert came from this domain's dense model: `law`, a copy `law#2`, a part of its columns `law/1`."""
+    return re.fullmatch(rf"{re.escape(domain)}([#/]\d+)*", label) is not None
 
 
 def group(model: str) -> str:

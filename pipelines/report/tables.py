@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.report import formats
 from pipelines.report.formats import clean, is_number
-from pipelines.report.inputs import Json, ReportInputs, group, in_order
+from pipelines.report.inputs import Json, ReportInputs, expert_labels, group, in_order
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,10 @@ def mixes_table(inputs: ReportInputs) -> Table:
     columns = [
         *(Column(op, op, formats.count) for op in order if any(op in ops for ops in counts.values())),
         Column("max_abs_diff", "difference", formats.tiny),
-        Column("ffn_gate_sum", "FFN gate sum", formats.bits),
     ]
-    rows = [{"model": name} | ops | _receipt(inputs.mixes[name]) for name, ops in counts.items() if ops]
+    rows = [
+        {"model": name} | ops | {"max_abs_diff": _difference(inputs.mixes[name])} for name, ops in counts.items() if ops
+    ]
     found = [column for column in columns if any(row.get(column.key) is not None for row in rows)]
     return Table("mixes", (Column("model", "mixture"), *found), tuple(rows))
 
@@ -136,15 +137,10 @@ def _ops(mix: Json) -> dict[str, int]:
     return dict(Counter(str(tensor["op"]) for tensor in mix.get("tensors", {}).values()))
 
 
-def _receipt(mix: Json) -> dict[str, float | None]:
-    """The worst expert's difference from its dense model, and the mean over layers of the FFN gate sum."""
-    receipt = mix.get("receipt", {})
-    diffs = [expert["max_abs_diff"] for expert in receipt.get("experts", {}).values()]
-    sums = [layer["ffn_gate_sum"] for layer in receipt.get("layers", ()) if is_number(layer.get("ffn_gate_sum"))]
-    return {
-        "max_abs_diff": max(diffs, default=None),
-        "ffn_gate_sum": sum(sums) / len(sums) if sums else None,
-    }
+def _difference(mix: Json) -> float | None:
+    """The worst expert's difference from its dense model."""
+    experts = mix.get("receipt", {}).get("experts", {}).values()
+    return max((expert["max_abs_diff"] for expert in experts), default=None)
 
 
 def data_tables(inputs: ReportInputs) -> Iterable[Table]:
@@ -181,11 +177,14 @@ def _routing_rows(inputs: ReportInputs) -> Iterable[Json]:
         for domain, routers in models[model].get("domains", {}).items():
             for router, shown in routers.items():
                 where = {"model": model, "domain": domain, "router": router}
-                yield from (where | row for row in _router_rows(models[model]["experts"], shown or {}))
+                experts = expert_labels(models[model], router)
+                yield from (where | row for row in _router_rows(experts, shown or {}))
 
 
 def _router_rows(experts: Sequence[str], shown: Json) -> Iterable[dict[str, Any]]:
-    for layer, gates in enumerate(shown.get("mean_gate", ())):
+    """Of the layers that have experts."""
+    routed = [(layer, gates) for layer, gates in enumerate(shown.get("mean_gate", ())) if gates is not None]
+    for layer, gates in routed:
         entropy = shown["entropy"][layer] if "entropy" in shown else None
         for place, expert in enumerate(experts):
             fraction = shown["fraction"][layer][place] if "fraction" in shown else None

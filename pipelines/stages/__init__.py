@@ -30,6 +30,7 @@ KINDS: dict[str, StageKind] = {
     "seed": StageKind("seed", 1, trains=True),
     "expert": StageKind("expert", 1, trains=True),
     "mix": StageKind("mix", 1),
+    "edit": StageKind("edit", 1),
     "train": StageKind("train", 1, trains=True),
     "dense": StageKind("dense", 1, trains=True),
     "evaluate": StageKind("evaluate", 1),

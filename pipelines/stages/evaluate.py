@@ -1,71 +1,127 @@
-"""`evaluate`: every model on the same held-out rows of every domain; where each mixture sends what."""
+"""`evaluate`: every model on the same held-out rows of every domain; where each mixture sends what.
+
+The branch-train-merge ensemble (`ensemble` in perplexity.json) is no stage's model: it is computed here, from what the
+experts made of each token.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bam_core.checkpoint import load_model
+from bam_core.config import ModelConfig
 from bam_core.data.shards import ShardedRows
-from bam_core.evaluate.perplexity import DomainScore, average_perplexity, score
+from bam_core.evaluate.ensemble import ensemble_score
+from bam_core.evaluate.perplexity import DomainScore, Scored, average_perplexity, score_tokens
+from bam_core.graph.record import Record
 from bam_core.nn.costs import flops_per_token, params_active, params_total
-from bam_core.nn.lm import LM
 from bam_core.protocols import StageContext
 from bam_core.train.loop import DTYPES
+
+ENSEMBLE = "ensemble"
 
 
 def run(context: StageContext) -> Mapping[str, Any]:
     torch.set_num_threads(context.resources.cpus)
     config = context.config
+    experts = config.get("ensemble") or []
     rows = {domain: ShardedRows(context.inputs[f"data.{domain}"] / "valid") for domain in config["domains"]}
     models: dict[str, Any] = {}
     routing: dict[str, Any] = {}
+    of_experts: dict[str, Mapping[str, Scored]] = {}
     for number, name in enumerate(config["models"]):
         model = load_model(context.inputs[name], dtype=DTYPES[config["dtype"]])
-        scores, sums = _score_domains(model, rows, config["tokens"])
-        models[name] = _figures(context, name, model, scores)
-        if sums:
-            routing[name] = {
-                "layers": model.config.n_layers,
-                "experts": list(model.config.experts),
-                "domains": sums,
-            }
+        scored = {domain: score_tokens(model, its_rows, config["tokens"]) for domain, its_rows in rows.items()}
+        models[name] = _figures(context, name, model.config, scored)
+        if model.config.is_mixture:
+            routing[name] = _routing(model.config, scored)
+        if name in experts:
+            of_experts[name] = scored
         context.log(number + 1, {"total_steps": len(config["models"])})
+    if experts:
+        models[ENSEMBLE] = _ensemble_figures(context, experts, of_experts, models)
     _write(context.out / "perplexity.json", {"models": models})
     _write(context.out / "routing.json", {"models": routing})
     _write(context.out / "tasks.json", {"models": {}})
     return {f"average_perplexity.{name}": figures["average_perplexity"] for name, figures in models.items()}
 
 
-def _score_domains(
-    model: LM, rows: Mapping[str, ShardedRows], max_tokens: int
-) -> tuple[dict[str, DomainScore], dict[str, Any]]:
-    scores: dict[str, DomainScore] = {}
-    routing: dict[str, Any] = {}
-    for domain, domain_rows in rows.items():
-        scores[domain], sums = score(model, domain_rows, max_tokens)
-        if sums is not None:
-            routing[domain] = sums.to_json()
-    return scores, routing
+def lineage_costs(records: Sequence[Record]) -> dict[str, float]:
+    """Tokens and FLOPs behind these models together; what several of them branched from counts once."""
+    made = {record.key: record.metrics for record in records}
+    before: dict[str, Mapping[str, Any]] = {}  # parents that are not among the records -> a child's figures
+    for record in records:
+        for parent in record.inputs.values():
+            if parent.stage.partition(".")[0] not in ("data", "tokenizer") and parent.key not in made:
+                before[parent.key] = record.metrics
+    found = {}
+    for unit in ("tokens", "flops"):
+        own = sum(metrics.get(f"train_{unit}", 0) for metrics in made.values())
+        shared = sum(m.get(f"lineage_{unit}", 0) - m.get(f"train_{unit}", 0) for m in before.values())
+        found[f"lineage_{unit}"] = own + shared
+    return found
 
 
-def _figures(context: StageContext, name: str, model: LM, scores: Mapping[str, DomainScore]) -> dict[str, Any]:
+def _routing(config: ModelConfig, scored: Mapping[str, Scored]) -> dict[str, Any]:
+    """The contract's entry of one mixture. experts: the dense models behind it; *_experts: a name for each expert."""
+    return {
+        "layers": config.n_layers,
+        "experts": list(config.experts),
+        "attention_experts": list(config.expert_labels("attention")),
+        "ffn_experts": list(config.expert_labels("ffn")),
+        "ffn_soft_layers": list(config.ffn.soft_layers) if config.ffn else [],
+        "domains": {domain: found.routing.to_json() for domain, found in scored.items() if found.routing},
+    }
+
+
+def _figures(context: StageContext, name: str, model: ModelConfig, scored: Mapping[str, Scored]) -> dict[str, Any]:
     """The contract's entry of one model. train_*: this stage's own training; lineage_*: all training behind it."""
     made = context.records[name].metrics
     return {
-        "domains": {domain: score.to_json() for domain, score in scores.items()},
-        "average_perplexity": average_perplexity(scores),
-        "params_total": params_total(model.config),
-        "params_active": params_active(model.config),
-        "flops_per_token": flops_per_token(model.config, model.config.max_seq_len),
+        **_scores(context, {domain: found.total for domain, found in scored.items()}),
+        "params_total": params_total(model),
+        "params_active": params_active(model),
+        "flops_per_token": flops_per_token(model, model.max_seq_len),
         "train_tokens": made.get("train_tokens", 0),
         "train_flops": made.get("train_flops", 0),
         "lineage_tokens": made.get("lineage_tokens", 0),
         "lineage_flops": made.get("lineage_flops", 0),
+    }
+
+
+def _ensemble_figures(
+    context: StageContext,
+    experts: Sequence[str],
+    scored: Mapping[str, Mapping[str, Scored]],
+    models: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The same of the ensemble. Every token runs through all experts; nothing is trained for it."""
+    assert set(experts) == set(scored), f"the ensemble's experts must be evaluated: {set(experts) - set(scored)}"
+    domains = context.config["domains"]
+    together = {domain: ensemble_score([scored[expert][domain] for expert in experts]) for domain in domains}
+    sums = {
+        figure: sum(models[expert][figure] for expert in experts)
+        for figure in ("params_total", "params_active", "flops_per_token")
+    }
+    return {
+        **_scores(context, together),
+        **sums,
+        "train_tokens": 0,
+        "train_flops": 0,
+        **lineage_costs([context.records[expert] for expert in experts]),
+        "experts": list(experts),
+    }
+
+
+def _scores(context: StageContext, scores: Mapping[str, DomainScore]) -> dict[str, Any]:
+    return {
+        "domains": {domain: score.to_json() for domain, score in scores.items()},
+        "average_perplexity": average_perplexity(scores),
         "seeds": list(context.config["seeds"]),
     }
 

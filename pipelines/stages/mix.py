@@ -1,53 +1,114 @@
 """`mix.<variant>`: the untrained mixture, made from the dense experts by the variant's rules (BAM, section 4.2).
 
-`mix.json` says of each tensor what it was made from, with digests, and what holds at step 0.
+First the mixture is calibrated on some training rows of every domain (`upcycle.calibrate`), then it is written tensor
+by tensor, then read back and compared with the experts. `mix.json` says of each tensor what it was made from, with
+digests, and what holds at step 0. Nothing holds more than `costs.mixing_bytes`, which is logged before the start.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import prod
+from pathlib import Path
 from typing import Any
 
-from bam_core.checkpoint import model_card, open_tensors, read_config, write_model
-from bam_core.nn.costs import params_active, params_total
+import torch
+from torch import Tensor
+
+from bam_core.checkpoint import model_card, read_config, write_model
+from bam_core.config import ModelConfig
+from bam_core.data.shards import ShardedRows
+from bam_core.evaluate.perplexity import spread_indices
+from bam_core.nn.costs import mixing_bytes, params_active, params_total
 from bam_core.protocols import StageContext
 from bam_core.upcycle.apply import upcycle
+from bam_core.upcycle.calibrate import Calibration, calibrate
 from bam_core.upcycle.receipt import receipt
-from bam_core.upcycle.variants import Variant, common_config, mixture_config, rules_for
+from bam_core.upcycle.variants import (
+    Variant,
+    common_config,
+    mixture_config,
+    rules_for,
+    variant_sources,
+    with_gains,
+)
+from bam_core.upcycle.walk import ReopenedTensors
+
+MIN_SHARD_BYTES = 100_000_000
 
 
 def run(context: StageContext) -> Mapping[str, Any]:
-    variant = Variant.from_json(context.config["variant"])
-    stages = dict(context.config["experts"])  # expert -> the stage that made it, in stacking order
+    torch.set_num_threads(context.resources.cpus)
+    config = context.config
+    variant = Variant.from_json(config["variant"])
+    stages = dict(config["experts"])  # expert -> the stage that made it, in stacking order
+    stages = {expert: stages[expert] for expert in variant_sources(variant, tuple(stages))}
     folders = {expert: context.inputs[stage] for expert, stage in stages.items()}
     dense = common_config({expert: read_config(folder) for expert, folder in folders.items()})
     target = mixture_config(dense, list(folders), variant)
-    rules = rules_for(variant, dense.residual, dense.tie_embeddings)
-    sources = {expert: open_tensors(folder) for expert, folder in folders.items()}
+    context.log(0, {"memory_estimate_bytes": mixing_bytes(target)})
+    sources = {expert: ReopenedTensors(folder) for expert, folder in folders.items()}
+    rows = {domain: _rows(context, domain) for domain in config["domains"]}
+    found = calibrate(target, rules_for(variant, target), sources, variant, rows, config["seed"])
+    target = with_gains(target, found.gains) if found.gains else target
+    tensors = _write(context, variant, target, sources, found, next(iter(folders.values())) / "tokenizer.json")
+    made = receipt(context.out, folders, made=tensors)
+    step0 = found.report | {"warnings": [*variant.warnings(tuple(folders)), *found.report["warnings"]]}
+    mix = {"variant": variant.to_json(), "experts": stages, "tensors": tensors, "receipt": made | {"step0": step0}}
+    (context.out / "mix.json").write_text(json.dumps(mix, indent=1, allow_nan=False) + "\n")
+    return _metrics(context, target, mix["receipt"])
+
+
+def _rows(context: StageContext, domain: str) -> Tensor:
+    """Training rows spread evenly over a domain: half of them fit routers, so there are two if the domain has two."""
+    stored = ShardedRows(context.inputs[f"data.{domain}"] / "train")
+    n_rows = max(2, context.config["calibration_tokens"] // (stored.row_len - 1))
+    return torch.from_numpy(stored[spread_indices(len(stored), n_rows)])
+
+
+def _write(
+    context: StageContext,
+    variant: Variant,
+    target: ModelConfig,
+    sources: Mapping[str, ReopenedTensors],
+    found: Calibration,
+    tokenizer: Path,
+) -> dict[str, Any]:
+    """Write the model folder. Returns what each tensor was made from."""
     tensors: dict[str, Any] = {}
+    seed = context.config["seed"]
     write_model(
         context.out,
         target,
-        upcycle(target, rules, sources, context.config["seed"], tensors),
-        tokenizer=next(iter(folders.values())) / "tokenizer.json",
+        upcycle(target, rules_for(variant, target), sources, seed, tensors, found.fitted),
+        tokenizer=tokenizer,
         card=model_card(
             name=context.stage,
             what=f"The mixture {variant.name!r} as initialised from its experts, untrained.",
             config=target,
             parents={role: (record.stage, record.key) for role, record in context.records.items()},
-            facts={"experts": ", ".join(folders), "key": context.key},
+            facts={"experts": ", ".join(sources), "key": context.key},
         ),
         provenance={"stage": context.stage, "key": context.key},
+        max_shard_bytes=_shard_bytes(next(iter(sources.values()))),
     )
-    at_start = receipt(context.out, folders)
-    mix = {"variant": variant.to_json(), "experts": stages, "tensors": tensors, "receipt": at_start}
-    (context.out / "mix.json").write_text(json.dumps(mix, indent=1) + "\n")
-    made = [record.metrics for record in context.records.values()]
+    return tensors
+
+
+def _shard_bytes(dense: ReopenedTensors) -> int:
+    """A shard is held while it fills: no more than one of the dense tensors that `mixing_bytes` counts, if large."""
+    return max(MIN_SHARD_BYTES, max(4 * prod(dense.shape(name)) for name in dense.names()))
+
+
+def _metrics(context: StageContext, target: ModelConfig, made: Mapping[str, Any]) -> dict[str, Any]:
+    models = [record.metrics for role, record in context.records.items() if not role.startswith("data.")]
+    perplexity = made["step0"]["perplexity"]["mixture"]["average"]
     return {
         "params_total": params_total(target),
         "params_active": params_active(target),
-        "worst_expert_difference": max(expert["max_abs_diff"] for expert in at_start["experts"].values()),
-        "lineage_tokens": sum(metrics["train_tokens"] for metrics in made),
-        "lineage_flops": sum(metrics["train_flops"] for metrics in made),
+        "worst_expert_difference": max(expert["max_abs_diff"] for expert in made["experts"].values()),
+        **({} if perplexity is None else {"step0_perplexity": perplexity}),
+        "lineage_tokens": sum(metrics["train_tokens"] for metrics in models),
+        "lineage_flops": sum(metrics["train_flops"] for metrics in models),
     }

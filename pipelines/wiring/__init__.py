@@ -3,22 +3,31 @@
 Slow libraries are imported where they are composed, so that a plan, or a run that reuses everything, pays for none.
 """
 
+from pipelines.wiring.editing import Edited, add_expert, remove_expert
+from pipelines.wiring.extracting import Extracted, extract_expert
 from pipelines.wiring.looking import Check, doctor, generate, lineage, lineage_sync, serve_ui
+from pipelines.wiring.origins import blame
 from pipelines.wiring.planning import Plan, make_plan
 from pipelines.wiring.running import run, run_stage
 from pipelines.wiring.settings import Settings, open_store, open_tracker
 
 __all__ = [
     "Check",
+    "Edited",
+    "Extracted",
     "Plan",
     "Settings",
+    "add_expert",
+    "blame",
     "doctor",
+    "extract_expert",
     "generate",
     "lineage",
     "lineage_sync",
     "make_plan",
     "open_store",
     "open_tracker",
+    "remove_expert",
     "run",
     "run_stage",
     "serve_ui",

@@ -72,6 +72,7 @@ def generate(
     *,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
+    top_p: float = 1.0,
     seed: int = 0,
 ) -> str:
     """Continue `prompt` with a model. Raises UsageError if `ref` is no model."""
@@ -89,7 +90,8 @@ def generate(
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     tokens = torch.tensor([tokenizer.eos_id, *tokenizer.encode_batch([prompt])[0]])
     model = load_model(folder).eval()
-    new = continue_tokens(model, tokens, max_new_tokens, temperature=temperature, seed=seed, eos_id=tokenizer.eos_id)
+    sampling = {"temperature": temperature, "top_p": top_p}
+    new = continue_tokens(model, tokens, max_new_tokens, **sampling, seed=seed, eos_id=tokenizer.eos_id)
     return tokenizer.decode(new)
 
 

@@ -16,7 +16,7 @@ from bam_core.graph.plan import Decision, Facts, plan
 from bam_core.graph.record import Record
 from bam_core.graph.select import Selection
 from bam_core.graph.stage import Pipeline
-from bam_core.nn import costs
+from bam_core.nn import costs, paper
 from infra.sources import TextSources
 from infra.store import ArtifactStore
 from pipelines import bam
@@ -29,7 +29,7 @@ from pipelines.wiring.settings import Settings, open_store
 class Plan:
     """models: name -> sizes and costs, for the plan's table. given: (stage, role) -> record of an `--input`.
 
-    seen: stage -> when the record that was there at plan time was written.
+    seen: stage -> when the record that was there at plan time was written. warnings: about the recipe, in words.
     """
 
     pipeline: Pipeline
@@ -38,6 +38,7 @@ class Plan:
     models: Mapping[str, Mapping[str, Any]]
     given: Mapping[tuple[str, str], Record]
     seen: Mapping[str, float]
+    warnings: list[str]
 
 
 def make_plan(
@@ -58,7 +59,7 @@ def make_plan(
         require_fitting(pipeline[stage], {role: record for role, record in known.items() if record is not None})
     decisions = plan(pipeline, keys, facts, selection, now=time.time(), given=given, recipe=recipe.name)
     seen = {stage: fact.record.ended for stage, fact in facts.items() if fact.record is not None}
-    return Plan(pipeline, keys, decisions, _models(recipe, pipeline), given, seen)
+    return Plan(pipeline, keys, decisions, _models(recipe, pipeline), given, seen, bam.warnings(recipe))
 
 
 def text_digests(recipe: Recipe) -> dict[str, str]:
@@ -90,7 +91,11 @@ def _facts(store: ArtifactStore, stage: str, key: str) -> Facts:
 
 
 def _models(recipe: Recipe, pipeline: Pipeline) -> dict[str, dict[str, Any]]:
-    """Sizes and costs by arithmetic. train_flops: of the model's own stage."""
+    """Sizes and costs by arithmetic: no weight is made. train_flops: of the model's own stage.
+
+    params, flops_per_operation: what the totals are made of. paper: beside the paper's own figures (`nn/paper.py`),
+    for a model of the shape that it prints them for.
+    """
     models = {}
     for name, config in bam.model_configs(recipe).items():
         phase = pipeline[name].config.get("phase")
@@ -98,12 +103,17 @@ def _models(recipe: Recipe, pipeline: Pipeline) -> dict[str, dict[str, Any]]:
         models[name] = {
             "params_total": costs.params_total(config),
             "params_active": costs.params_active(config),
+            "params": costs.params_by_component(config),
             "flops_per_token": costs.flops_per_token(config, config.max_seq_len),
+            "flops_per_operation": costs.flops_by_operation(config, config.max_seq_len),
             "train_tokens": tokens,
             "train_flops": costs.training_flops(config, tokens, config.max_seq_len),
             "training_bytes": costs.training_bytes(config) if phase else None,
+            "mixing_bytes": None if phase else costs.mixing_bytes(config),
             "cache_bytes_per_token": costs.cache_bytes_per_token(config),
         }
+        if printed := paper.comparison(config):
+            models[name]["paper"] = printed
     return models
 
 

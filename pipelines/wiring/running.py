@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bam_core.errors import LeaseHeld, UsageError, nearest
-from bam_core.graph.key import input_keys, stage_payload
-from bam_core.graph.plan import Decision
+from bam_core.errors import ArtifactDamaged, LeaseHeld, UsageError, nearest
+from bam_core.graph.key import input_keys, stage_key, stage_payload
+from bam_core.graph.plan import Decision, rebuilt_input
 from bam_core.graph.record import Record
 from bam_core.graph.select import Selection
 from bam_core.graph.stage import Pipeline, Stage
@@ -121,6 +121,46 @@ def run_stage(
         if decision.stage == name and decision.action == "blocked":
             raise UsageError(f"{name}: {decision.reason}; or add --with-deps, or give --input ROLE=REF")
     return run(recipe, settings, selection, display, wait=wait, inputs=given)
+
+
+def run_given(stage: Stage, inputs: Mapping[str, Record], settings: Settings, display: Display) -> RunResult:
+    """Make one stage that no recipe names, in this process, from artifacts that are there; or reuse it.
+
+    inputs: role -> what fills it.
+    """
+    started = time.monotonic()
+    store = open_store(settings)
+    settings = replace(settings, store=store.uri, executor="local")
+    payload = stage_payload(stage, {role: record.key for role, record in inputs.items()})
+    key, run_id = stage_key(payload), f"{stage.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+    is_done = _is_done(store, stage.name, key, inputs)
+    decision = Decision(stage.name, key, "reuse" if is_done else "run", "done" if is_done else "asked for", "none")
+    parents = {role: (record.stage, record.key) for role, record in inputs.items()}
+    owner = f"{socket.gethostname()}:{os.getpid()} {run_id}"
+    job = StageJob(stage, key, payload, parents, None, owner, capture(sys.argv))
+    alone = Pipeline(stage.name, (replace(stage, inputs={}),))  # what it reads is there, and no part of this run
+    watcher = PipelineRun(alone, [decision], {stage.name: job}, store, display)
+    display.update(watcher.states())
+    if is_done:
+        return _ended(run_id, "done", started, watcher)
+    store.check_writable()
+    tracker = open_tracker(settings, display.message)
+    status, handle = "interrupted", tracker.start_pipeline("edits", run_id, {"name": stage.name, **stage.config})
+    try:
+        status = watcher.run(_open_executor(settings, alone), Task(_run_stage, (handle, settings)), 1)
+    except KeyboardInterrupt:
+        display.message("interrupted: the same command does it again")
+    finally:
+        tracker.end_pipeline(handle, status)
+    return _ended(run_id, status, started, watcher)
+
+
+def _is_done(store: ArtifactStore, stage: str, key: str, inputs: Mapping[str, Record]) -> bool:
+    try:
+        record = store.record(stage, key)
+    except ArtifactDamaged:
+        return False
+    return record is not None and rebuilt_input(record, inputs) is None
 
 
 def _jobs(made: Plan, to_do: list[Decision], run_id: str) -> dict[str, StageJob]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ pytestmark = [
 ]
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
+STEP0 = "figures/step0-mix.bam.svg"
 WIDTHS = {"wide": 1200, "tablet": 760, "phone": 400}
 
 
@@ -26,6 +28,22 @@ WIDTHS = {"wide": 1200, "tablet": 760, "phone": 400}
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     build_report(fake_run(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def many_experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report whose mixtures have 16 FFN experts and whose distances are of 12 domains."""
+    inputs = deepcopy(fake_run())
+    for model in inputs.routing["models"].values():
+        model["ffn_experts"] = [f"{expert}/{i + 1}" for expert in model["experts"] for i in range(4)]
+        for domain in model["domains"].values():
+            domain["ffn"] |= {name: [[1 / 16] * 16] * 4 for name in ("fraction", "mean_gate")}
+    for mix in inputs.mixes.values():
+        for layer in mix["receipt"]["step0"]["layers"]:
+            layer["distance"] = {f"domain{i}": i / 10 for i in range(12)}
+    folder = tmp_path_factory.mktemp("many_experts")
+    build_report(inputs, folder)
     return folder
 
 
@@ -49,16 +67,20 @@ def opened(browser: Any, path: Path, width: int = 1200, **options: Any) -> tuple
     return page, heard
 
 
-@pytest.mark.parametrize("name", ["report.html", "figures/lineage.svg", "figures/routing-train.bam-ffn.svg"])
+@pytest.mark.parametrize("name", ["report.html", "figures/lineage.svg", "figures/routing-train.bam-ffn.svg", STEP0])
 def test_asks_for_nothing_and_complains_of_nothing(browser: Any, report: Path, name: str):
     page, heard = opened(browser, report / name)
     assert heard == []
     page.close()
 
 
+@pytest.mark.parametrize("name", ["report", "many_experts"])
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
-def test_only_tables_and_the_lineage_scroll_sideways(browser: Any, report: Path, width: int):
-    page, _ = opened(browser, report / "report.html", width)
+def test_only_tables_the_lineage_and_wide_maps_scroll_sideways(
+    browser: Any, request: pytest.FixtureRequest, name: str, width: int
+):
+    page, _ = opened(browser, request.getfixturevalue(name) / "report.html", width)
+    page.evaluate("document.querySelectorAll('details').forEach(found => { found.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") == width
     wide = page.evaluate(
         "[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, pre')"
@@ -74,11 +96,13 @@ def test_the_perplexity_table_fits_a_desktop(browser: Any, report: Path):
     page.close()
 
 
-def test_small_print_stays_readable_on_a_phone(browser: Any, report: Path):
-    """Figures shrink with the screen; their text must not fall below 9 px (the lineage scrolls instead)."""
-    page, _ = opened(browser, report / "report.html", WIDTHS["phone"])
+@pytest.mark.parametrize("name", ["report", "many_experts"])
+def test_small_print_stays_readable_on_a_phone(browser: Any, request: pytest.FixtureRequest, name: str):
+    """Figures shrink with the screen; their text must not fall below 9 px (the lineage and wide maps scroll)."""
+    page, _ = opened(browser, request.getfixturevalue(name) / "report.html", WIDTHS["phone"])
+    page.evaluate("document.querySelectorAll('details').forEach(found => { found.open = true; })")
     sizes = page.evaluate(
-        "[...document.querySelectorAll('#training text, #routing text')].filter(e => e.checkVisibility())"
+        "[...document.querySelectorAll('#training text, #step0 text, #routing text')].filter(e => e.checkVisibility())"
         ".map(e => parseFloat(getComputedStyle(e).fontSize) * e.getScreenCTM().a)"
     )
     assert len(sizes) > 100
@@ -139,7 +163,8 @@ def test_every_section_can_be_reached_with_the_keyboard(browser: Any, report: Pa
 def test_prints_every_heat_map(browser: Any, report: Path):
     """What is folded away on the screen is on paper."""
     page, _ = opened(browser, report / "report.html")
-    visible = "document.querySelector('#routing details svg').checkVisibility({contentVisibilityAuto: true})"
+    maps = "[...document.querySelectorAll('#routing details svg, #step0 details svg')]"
+    visible = f"{maps}.every(found => found.checkVisibility({{contentVisibilityAuto: true}}))"
     assert page.evaluate(visible) is False
     page.emulate_media(media="print")
     page.wait_for_function(visible)  # the style takes effect with a later frame; fails if it never does

@@ -152,7 +152,7 @@ def test_a_bug_is_one_line_and_a_log_or_a_traceback(bam, fake, here, monkeypatch
 
 
 def test_options_before_and_after_the_command(bam, fake, monkeypatch):
-    fake.result = SimpleNamespace(decisions=[], models={}, pipeline=None)
+    fake.result = SimpleNamespace(decisions=[], models={}, warnings=[], pipeline=None)
     bam("--store", "a", "plan", "quickstart", "--address", "ray://x", "-v")
     assert fake.asked["settings"] == wiring.Settings("a", None, "ray://x", "ray", True)
     bam("--store", "a", "plan", "--store", "b", "quickstart")
@@ -167,7 +167,7 @@ def test_options_before_and_after_the_command(bam, fake, monkeypatch):
 
 
 def test_the_default_store(bam, fake):
-    fake.result = SimpleNamespace(decisions=[], models={}, pipeline=None)
+    fake.result = SimpleNamespace(decisions=[], models={}, warnings=[], pipeline=None)
     bam("plan", "quickstart")
     assert fake.asked["settings"].store == "./bam_store"
 
@@ -183,8 +183,18 @@ PLAN = SimpleNamespace(
             "params_active": 1_330_000,
             "flops_per_token": 3_180_000,
             "training_bytes": None,
-        }
+        },
+        "train.bam": {
+            "params_total": 2_000_000,
+            "train_flops": 9.5e18,
+            "paper": {
+                "flops_per_token_and_layer": 48_250_880,
+                "flops_as_printed": 48_257_024,
+                "notes": ["Table 7, total: has 4098"],
+            },
+        },
     },
+    warnings=["variants.bam: ffn.experts has copies"],
     pipeline=None,
 )
 
@@ -195,6 +205,7 @@ def test_plan(bam, fake, argv):
     done = bam(*argv, "--json")
     answer = json.loads(done.out)
     assert answer["models"] == PLAN.models
+    assert answer["warnings"] == PLAN.warnings
     assert answer["stages"][1] == {
         "stage": "train.bam",
         "key": KEY,
@@ -205,8 +216,12 @@ def test_plan(bam, fake, argv):
     }
     words = bam(*argv, "--force", "train.bam").out
     assert "train.bam  abababababab  run     forced by --force" in words
-    assert "seed        1.33M   1.33M        3.18M" in words
-    assert words.endswith("2 stages: 1 reuse, 1 run\n")
+    assert ["seed", "1.33M", "1.33M", "3.18M"] in [line.split() for line in words.splitlines()]
+    assert ["train.bam", "2M", "9.5e+18"] in [line.split() for line in words.splitlines()]
+    assert ["train.bam", "48,250,880", "48,257,024"] in [line.split() for line in words.splitlines()]
+    assert "bam: Table 7, total: has 4098\n" in words
+    assert "2 stages: 1 reuse, 1 run\n" in words
+    assert words.endswith("warning: variants.bam: ffn.experts has copies\n")
     assert fake.asked["selection"].force == ("train.bam",)
 
 
@@ -224,7 +239,9 @@ def test_stage(bam, fake):
 def test_generate(bam, fake):
     fake.result = "there was a model"
     assert bam("generate", "train.bam", "once", "--temperature", "0.5").out == "there was a model\n"
-    assert fake.asked["temperature"] == 0.5
+    assert (fake.asked["temperature"], fake.asked["top_p"]) == (0.5, 1.0)
+    bam("generate", "train.bam", "once", "--temperature", "0.5", "--top-p", "0.9")
+    assert fake.asked["top_p"] == 0.9
     answer = json.loads(bam("generate", "train.bam", "once", "--json").out)
     assert answer == {"ref": "train.bam", "prompt": "once", "text": "there was a model"}
 

@@ -1,118 +1,208 @@
-"""Sizes of the paper's small model (Tables 7 to 10), and formulas against the tensors that exist."""
+"""Formulas against sums over tensors (T17), for any config; and what each kind of expert costs.
+
+The paper's numbers are in `test_paper_tables.py`.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from dataclasses import replace
+from math import prod
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from bam_core.config import AttentionExperts, FFNExperts, ModelConfig
+from bam_core.nn.attention import Cache
 from bam_core.nn.costs import (
     cache_bytes_per_token,
+    flops_by_operation,
     flops_per_token,
+    mixing_bytes,
     params_active,
+    params_by_component,
     params_total,
     training_bytes,
     training_flops,
 )
 from bam_core.nn.lm import LM
+from bam_core.nn.paper import LARGE, SMALL, bam, btx
+from bam_core.nn.shapes import tensor_shapes
 
-SMALL = ModelConfig(  # Table 8, small; its d_ff of 4096 is the fused width
-    vocab_size=256_000,
-    d_model=1024,
-    n_layers=6,
-    n_heads=8,
-    n_kv_heads=8,
-    d_ff=2048,
-    max_seq_len=256,
-    tie_embeddings=False,
-)
-LARGE = ModelConfig(  # Table 8, large
-    vocab_size=256_000, d_model=2304, n_layers=18, n_heads=18, n_kv_heads=6, d_ff=9216, max_seq_len=256
-)
+TINY = ModelConfig(vocab_size=50, d_model=24, n_layers=3, n_heads=4, n_kv_heads=2, d_ff=20, max_seq_len=8)
+N = 3
+NAMES = tuple(f"e{i}" for i in range(N))
 
 
-def names(n: int) -> tuple[str, ...]:
-    return tuple(f"e{i}" for i in range(n))
+def mixture(attention: AttentionExperts | None = None, ffn: FFNExperts | None = None, **dense: Any) -> ModelConfig:
+    return replace(TINY, attention=attention, ffn=ffn, experts=NAMES, **dense).checked()
 
 
-def bam(kv: str, dense: ModelConfig = SMALL) -> ModelConfig:
-    return replace(dense, attention=AttentionExperts(4, 4, kv), ffn=FFNExperts(4), experts=names(4))
+@st.composite
+def configs(draw: st.DrawFn) -> ModelConfig:
+    n_layers = draw(st.integers(1, 3))
+    layers = st.none() | st.lists(st.integers(0, n_layers - 1), min_size=1, unique=True).map(tuple)
+    slots = st.just(()) | st.lists(st.sampled_from(NAMES), min_size=1, max_size=5).map(tuple)
+    attention = ffn = None
+    if draw(st.booleans()):
+        chosen = draw(slots)
+        n = len(chosen) or N
+        attention = AttentionExperts(
+            n_experts=n,
+            top_k=draw(st.integers(1, n)),
+            kv=draw(st.sampled_from(["expert", "shared", "value_only"])),
+            slots=chosen,
+            layers=draw(layers),
+            router_bias=draw(st.booleans()),
+        )
+    if draw(st.booleans()) or attention is None:
+        chosen, split = draw(slots), draw(st.sampled_from([1, 2, 4]))
+        n = (len(chosen) or N) * split
+        ffn = FFNExperts(
+            n_experts=n,
+            top_k=draw(st.integers(1, n)),
+            slots=chosen,
+            layers=draw(layers),
+            soft_layers=draw(layers) or (),
+            split=split,
+            shared_expert=draw(st.booleans()),
+            balance=draw(st.sampled_from(["loss", "bias"])),
+            router_bias=draw(st.booleans()),
+            dense_router_gradient=draw(st.booleans()),
+        )
+    return mixture(
+        attention,
+        ffn,
+        n_layers=n_layers,
+        n_kv_heads=draw(st.sampled_from([1, 2, 4])),
+        residual=draw(st.sampled_from(["parallel", "sequential"])),
+        tie_embeddings=draw(st.booleans()),
+        qk_norm=draw(st.booleans()),
+    )
 
 
-def btx(n: int, top_k: int = 1) -> ModelConfig:
-    return replace(SMALL, ffn=FFNExperts(n, top_k), experts=names(n))
+def touched(config: ModelConfig, name: str) -> float:
+    """The fraction of a tensor that one token uses, told from its name."""
+    layer, kind = int(name.split(".")[1]) if name.startswith("blocks") else -1, name.split(".", 2)[-1]
+    attention, ffn = config.attention_at(layer), config.ffn_at(layer)
+    if attention and (kind == "attn.w_o" or (kind in ("attn.w_q", "attn.q_norm") and attention.kv != "value_only")):
+        return attention.top_k / attention.n_experts
+    if ffn and kind in ("ffn.w_gate", "ffn.w_up", "ffn.w_down"):
+        return ffn.top_k / ffn.n_experts
+    return 1.0
+
+
+@settings(deadline=None, max_examples=300)
+@given(configs())
+def test_parameters_are_the_sum_over_tensors(config: ModelConfig) -> None:
+    shapes = tensor_shapes(config)
+    assert params_total(config) == sum(prod(shape) for shape in shapes.values())
+    used = sum(prod(shape) * touched(config, name) for name, shape in shapes.items() if name.startswith("blocks"))
+    outside = sum(prod(shape) for name, shape in shapes.items() if not name.startswith("blocks"))
+    assert params_active(config) == round(used + outside, 6)
+    assert all(part["active"] <= part["total"] for part in params_by_component(config).values())
+
+
+@settings(deadline=None, max_examples=300)
+@given(configs(), st.integers(0, 40))
+def test_flops_are_twice_the_rows_that_a_token_meets(config: ModelConfig, context: int) -> None:
+    """Every matrix that is used is multiplied once by a vector; attention experts all are, whatever the gate."""
+    met = config.vocab_size * config.d_model
+    for name, shape in tensor_shapes(config).items():
+        if name.startswith("blocks") and not name.endswith(("norm", "norm.weight", "_bias")):
+            met += prod(shape) * (1 if ".attn." in name else touched(config, name))
+    flops = flops_by_operation(config, context)
+    fixed = sum(count for name, count in flops.items() if name not in ("scores", "weighted_values"))
+    assert fixed == round(2 * met, 6)
+    assert flops_per_token(config, context) == sum(flops.values())
+    by_layer = [flops_by_operation(config, context, layer=layer) for layer in range(config.n_layers)]
+    assert sum(sum(layer.values()) for layer in by_layer) == sum(flops.values()) - flops["head"]
 
 
 @pytest.mark.parametrize(
-    ("config", "total", "active"),
+    ("attention", "scores", "weighted"),
     [
-        (SMALL, 587_209_728, 587_209_728),
-        (bam("expert"), 776_002_560, 662_756_352),  # the paper's active has one router per layer: 662,731,776
-        (bam("shared"), 738_253_824, 625_007_616),  # the paper's active leaves K and V out: 612,400,128
-        (btx(4), 700_480_512, 587_234_304),
-        (btx(5), 738_235_392, 587_240_448),
-        (btx(6), 775_990_272, 587_246_592),
-        (btx(7), 813_745_152, 587_252_736),
-        (btx(8), 851_500_032, 587_258_880),
-        (btx(6, top_k=3), 775_990_272, 662_744_064),  # the paper counts 4 router rows: 662,731,776
+        (None, 1, 1),
+        (AttentionExperts(N, N), N, N),
+        (AttentionExperts(N, 1), N, N),
+        (AttentionExperts(N, N, "shared"), N, N),
+        (AttentionExperts(N, N, "value_only"), 1, N),
     ],
 )
-def test_table_9(config: ModelConfig, total: int, active: int) -> None:
-    assert params_total(config) == total
-    assert params_active(config) == active
+def test_attention_over_the_context(attention: AttentionExperts | None, scores: int, weighted: int) -> None:
+    config = mixture(attention, FFNExperts(N))
+    flops = flops_by_operation(config, 7)
+    assert flops["scores"] == 3 * 2 * 24 * 7 * scores
+    assert flops["weighted_values"] == 3 * 2 * 24 * 7 * weighted
+    paper = flops_by_operation(config, 7, paper=True)
+    assert paper == {name: count for name, count in flops.items() if name not in ("weighted_values", "head")}
 
 
-def test_the_papers_active_counts_follow_from_ours() -> None:
-    router = 6 * 4 * 1024
-    assert params_active(bam("expert")) - router == 662_731_776
-    assert params_active(bam("shared")) - router - 6 * 2 * 1024**2 == 612_400_128
-    assert params_active(btx(6, top_k=3)) - 6 * 2 * 1024 == 662_731_776
+CONFIGS = {
+    "dense": TINY,
+    "untied_qk_norm": replace(TINY, tie_embeddings=False, qk_norm=True, residual="sequential"),
+    "bam": mixture(AttentionExperts(N, N), FFNExperts(N)),
+    "top_2": mixture(AttentionExperts(N, 2), FFNExperts(N, 2)),
+    "shared": mixture(AttentionExperts(N, N, "shared"), FFNExperts(N)),
+    "value_only": mixture(AttentionExperts(N, N, "value_only"), FFNExperts(N)),
+    "layers": mixture(AttentionExperts(N, N, layers=(1,)), FFNExperts(N, layers=(0, 2), soft_layers=(0,))),
+    "split": mixture(None, FFNExperts(2 * N, 3, split=2, shared_expert=True)),
+}
 
 
-def test_the_large_model_is_the_papers_2_billion() -> None:
-    assert round(params_total(LARGE) / 1e9, 2) == 1.99
-    assert round(params_total(bam("expert", LARGE)) / 1e9, 2) == 6.20
-    assert round(params_total(bam("shared", LARGE)) / 1e9, 2) == 6.00
-
-
-@pytest.mark.parametrize(
-    ("config", "attention", "ffn", "routers"),
-    [
-        (bam("expert"), 35_651_584, 12_582_912, 2 * 8192),
-        (bam("shared"), 23_068_672, 12_582_912, 2 * 8192),
-        (btx(4), 8_912_896, 12_582_912, 8192),
-        (btx(6, top_k=3), 8_912_896, 3 * 12_582_912, 12_288),
-    ],
-)
-def test_table_7(config: ModelConfig, attention: int, ffn: int, routers: int) -> None:
-    """Per layer at context 256. The paper leaves out the weighted sum of values, as many FLOPs as the scores.
-
-    Its FFN figure of 12,589,056 has 4098 for 4096.
-    """
-    attention_experts = config.attention.n_experts if config.attention else 1
-    values = 2 * 256 * 1024 * attention_experts
-    head = 2 * 256_000 * 1024
-    assert flops_per_token(config, 256) == 6 * (attention + values + ffn + routers) + head
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameters_and_flops_are_those_of_the_model_that_runs(name: str) -> None:
+    """Counted by torch: one token after seven others in a cache, so its context is 8."""
+    config = CONFIGS[name]
+    model = LM(config).eval()
+    assert params_total(config) == sum(parameter.numel() for parameter in model.parameters())
+    cache = Cache(config, batch=1, capacity=8, dtype=torch.float32, device=torch.device("cpu"))
+    tokens_BT = torch.arange(8)[None]
+    with torch.no_grad():
+        model(tokens_BT[:, :7], cache)
+        with FlopCounterMode(display=False) as counter:
+            model.logits(model(tokens_BT[:, 7:], cache).hidden_BTD)
+    counts = counter.get_flop_counts()["Global"]
+    matmuls = sum(count for operation, count in counts.items() if "attention" not in str(operation))
+    expected = flops_by_operation(config, 8)
+    attention = expected["scores"] + expected["weighted_values"]  # torch counts them only where it does not fuse them
+    assert matmuls in (sum(expected.values()), sum(expected.values()) - attention)
 
 
 def test_training_is_three_forward_passes_at_the_mean_causal_context() -> None:
-    config = bam("expert")
+    config = bam()
     assert training_flops(config, tokens=10, seq_len=255) == 3 * 10 * flops_per_token(config, 128)
     per_position = [flops_per_token(config, context) for context in range(1, 257)]
     assert training_flops(config, tokens=256, seq_len=256) == 3 * sum(per_position)
 
 
+def test_a_dense_router_gradient_trains_every_ffn_expert() -> None:
+    sparse, soft = FFNExperts(N, 1, layers=(0, 1)), FFNExperts(N, N, layers=(0, 1))
+    dense_gradient = replace(sparse, dense_router_gradient=True)
+    assert training_flops(mixture(None, dense_gradient), 64, 8) == training_flops(mixture(None, soft), 64, 8)
+    assert flops_per_token(mixture(None, dense_gradient), 8) == flops_per_token(mixture(None, sparse), 8)
+
+
 @pytest.mark.parametrize(
     ("config", "values"),
-    [(SMALL, 1024), (bam("expert"), 4096), (bam("shared"), 1024), (LARGE, 768), (bam("expert", LARGE), 3072)],
+    [
+        (SMALL, 6 * (1024 + 1024)),
+        (bam(), 6 * 4 * (1024 + 1024)),
+        (bam("shared"), 6 * (1024 + 1024)),
+        (LARGE, 18 * (768 + 768)),
+        (bam(dense=LARGE), 18 * 4 * (768 + 768)),
+        (mixture(AttentionExperts(N, N, "value_only")), 3 * (1 + N) * 12),
+        (mixture(AttentionExperts(N, N, layers=(2,))), (2 + N) * 2 * 12),
+    ],
 )
 def test_cache_bytes(config: ModelConfig, values: int) -> None:
-    assert cache_bytes_per_token(config) == config.n_layers * 2 * values * 2
-    assert cache_bytes_per_token(config, bytes_per_value=4) == config.n_layers * 2 * values * 4
+    assert cache_bytes_per_token(config) == values * 2
+    assert cache_bytes_per_token(config, bytes_per_value=4) == values * 4
 
 
 def test_training_bytes() -> None:
@@ -122,23 +212,17 @@ def test_training_bytes() -> None:
         assert training_bytes(SMALL, dtype) == params_total(SMALL) * size
 
 
-TINY = ModelConfig(vocab_size=50, d_model=24, n_layers=3, n_heads=4, n_kv_heads=2, d_ff=20, max_seq_len=8)
-
-
-@pytest.mark.parametrize("residual", ["parallel", "sequential"])
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("attention", [None, AttentionExperts(3, 3), AttentionExperts(3, 2, "shared")])
-@pytest.mark.parametrize("ffn", [None, FFNExperts(3, 2)])
-def test_params_total_counts_the_tensors_of_the_model(
-    residual: str, tied: bool, attention: AttentionExperts | None, ffn: FFNExperts | None
-) -> None:
-    experts = names(3) if attention or ffn else ()
-    config = replace(TINY, residual=residual, tie_embeddings=tied, attention=attention, ffn=ffn, experts=experts)
-    with torch.device("meta"):
-        model = LM(config)
-    assert params_total(config) == sum(parameter.numel() for parameter in model.parameters())
+def test_mixing_bytes() -> None:
+    """The embedding is the small model's largest tensor; eight slots of four models are eight slices."""
+    embedding, overhead = 4 * 256_000 * 1024, 300_000_000
+    assert mixing_bytes(bam()) == embedding * 6 + overhead
+    assert mixing_bytes(btx(8)) == embedding * 10 + overhead
+    doubled = FFNExperts(8, slots=("a", "b", "c", "d") * 2)
+    assert mixing_bytes(replace(SMALL, ffn=doubled, experts=("a", "b", "c", "d"))) == embedding * 10 + overhead
+    split = FFNExperts(6, split=2)
+    assert mixing_bytes(mixture(None, split, d_ff=100)) == 4 * 100 * 24 * (N + 2) + overhead
 
 
 def test_planning_needs_no_torch() -> None:
-    code = "import sys, bam_core.nn.costs; sys.exit('torch' in sys.modules)"
+    code = "import sys, bam_core.nn.costs, bam_core.nn.paper; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

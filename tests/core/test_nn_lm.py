@@ -1,4 +1,4 @@
-"""The whole model: its tensors, initialisation, dtypes, cache, generation, and what it refuses."""
+"""The whole model: its tensors, initialisation, dtypes, cache, and what it refuses."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from bam_core.config import AttentionExperts, FFNExperts, ModelConfig
-from bam_core.errors import InvalidInput, UsageError
+from bam_core.config import AttentionExperts, FFNExperts, KeysValues, ModelConfig
+from bam_core.errors import InvalidInput
 from bam_core.nn.attention import Cache
 from bam_core.nn.costs import cache_bytes_per_token
-from bam_core.nn.generate import generate
-from bam_core.nn.lm import LM, init_weights
+from bam_core.nn.layers import rotary_tables
+from bam_core.nn.lm import LM, init_tensor, init_weights
 from bam_core.nn.losses import next_token_loss
+from bam_core.nn.routing import Noise
 from bam_core.nn.shapes import tensor_shapes
 
 DENSE = ModelConfig(vocab_size=37, d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, d_ff=40, max_seq_len=24)
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
 EXPERTS = ("general", "code", "law")
 CONFIGS = {
     "dense": DENSE,
@@ -26,6 +28,29 @@ CONFIGS = {
     "bam": replace(DENSE, attention=AttentionExperts(3, 3), ffn=FFNExperts(3), experts=EXPERTS),
     "bam-shared": replace(DENSE, attention=AttentionExperts(3, 3, kv="shared"), ffn=FFNExperts(3, 2), experts=EXPERTS),
     "attention-top-1": replace(DENSE, attention=AttentionExperts(3, 1), experts=EXPERTS),
+    "dense-qk-norm": replace(DENSE, qk_norm=True, rotary_frac=0.5, rotary_pairs="interleaved"),
+    "bam-qk-norm": replace(
+        DENSE, attention=AttentionExperts(3, 3), ffn=FFNExperts(3), experts=EXPERTS, qk_norm=True, rotary_frac=0.5
+    ),
+    "bam-shared-qk-norm": replace(
+        DENSE, attention=AttentionExperts(3, 2, kv="shared"), experts=EXPERTS, qk_norm=True, norm="layer"
+    ),
+    "value-only": replace(
+        DENSE, attention=AttentionExperts(3, 3, kv="value_only"), experts=EXPERTS, rotary_pairs="interleaved"
+    ),
+    "value-only-qk-norm": replace(
+        DENSE,
+        attention=AttentionExperts(3, 1, kv="value_only", dense_router_gradient=True),
+        ffn=FFNExperts(3, layers=(1, 2)),
+        experts=EXPERTS,
+        qk_norm=True,
+    ),
+    "some-layers": replace(
+        DENSE,
+        attention=AttentionExperts(3, 3, layers=(1,), router_bias=True),
+        ffn=FFNExperts(3, layers=(0, 2)),
+        experts=EXPERTS,
+    ),
 }
 every_config = pytest.mark.parametrize("name", CONFIGS)
 
@@ -85,6 +110,17 @@ def test_initial_scales() -> None:
     assert model.logits(hidden_BTD).std() < 1  # a fresh model is nearly uniform over the vocabulary
 
 
+@every_config
+def test_init_tensor_is_what_init_weights_fills_in(name: str) -> None:
+    state = build(name, seed=5).state_dict()
+    for tensor, value in state.items():
+        assert torch.equal(init_tensor(tensor, value.shape, 3, seed=5), value)
+        if tensor.endswith(("norm", "norm.weight")):
+            assert (value == 1).all()
+        if tensor.endswith("_bias"):
+            assert (value == 0).all()
+
+
 def test_cast_keeps_routers_in_float32() -> None:
     model = build("bam").cast(torch.bfloat16)
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
@@ -93,6 +129,10 @@ def test_cast_keeps_routers_in_float32() -> None:
     assert {dtypes.pop(name) for name in routers} == {torch.float32}
     assert set(dtypes.values()) == {torch.bfloat16}
     assert {p.dtype for p in model.cast(torch.float64).parameters()} == {torch.float64}
+    biased = replace(CONFIGS["btx"], ffn=FFNExperts(3, balance="bias", router_bias=True), qk_norm=True)
+    named = dict(LM(biased).cast(torch.bfloat16).named_parameters())
+    assert {named[f"blocks.0.ffn.{name}"].dtype for name in ("balance_bias", "router_bias")} == {torch.float32}
+    assert named["blocks.0.attn.q_norm"].dtype == torch.bfloat16
 
 
 @every_config
@@ -107,15 +147,16 @@ def test_bf16_is_float32_but_for_rounding(name: str) -> None:
     narrow = next_token_loss(model.logits(output.hidden_BTD), batch) / batch.numel()
     assert narrow.item() == pytest.approx(wide.item(), abs=0.02)
     narrow.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
 
 
 @every_config
 def test_routing_is_reported_for_the_branches_that_have_experts(name: str) -> None:
     config, output = CONFIGS[name], build(name)(tokens(2, 5))
     assert len(output.routing) == (config.n_layers if config.is_mixture else 0)
-    for layer in output.routing:
-        for routing, experts in ((layer.attention, config.attention), (layer.ffn, config.ffn)):
+    for i, layer in enumerate(output.routing):
+        for routing, experts in ((layer.attention, config.attention_at(i)), (layer.ffn, config.ffn_at(i))):
             assert (routing is None) == (experts is None)
             if routing is not None:
                 assert routing.weights_NK.shape == (2, 5, experts.top_k)
@@ -138,49 +179,76 @@ def test_decoding_with_a_cache_is_the_whole_forward_pass(name: str, pieces: tupl
     model, batch = build(name).double(), tokens(3, 12)
     cache = Cache(model.config, batch=3, capacity=12, dtype=torch.float64)
     parts = [model(part, cache).hidden_BTD for part in batch.split(pieces, dim=1)]
-    torch.testing.assert_close(torch.cat(parts, 1), model(batch).hidden_BTD, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(torch.cat(parts, 1), model(batch).hidden_BTD, **EXACT)
     assert cache.length == 12
+
+
+@every_config
+@pytest.mark.parametrize("pieces", [(12,), (1,) * 12, (8, 1, 1, 2)])
+def test_each_row_of_a_padded_batch_is_what_it_is_alone(name: str, pieces: tuple[int, ...]) -> None:
+    """Whatever stands in the place of pads, and whether or not the first piece ends among them."""
+    model, batch, pads = build(name).double(), tokens(3, 12), (0, 5, 11)
+    cache = Cache(model.config, 3, 12, torch.float64, pad_B=torch.tensor(pads))
+    together = torch.cat([model(part, cache).hidden_BTD for part in batch.split(pieces, dim=1)], 1)
+    assert together.isfinite().all()
+    for row, pad in enumerate(pads):
+        alone = model(batch[row : row + 1, pad:]).hidden_BTD[0]
+        torch.testing.assert_close(together[row, pad:], alone, **EXACT)
+
+
+@pytest.mark.parametrize("kv", ["expert", "shared", "value_only"])
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("rotary_frac", [0.5, 1.0])
+@pytest.mark.parametrize("n_kv_heads", [1, 4])
+def test_a_cache_is_exact_for_every_kind_of_attention(
+    kv: KeysValues, qk_norm: bool, rotary_frac: float, n_kv_heads: int
+) -> None:
+    config = replace(
+        CONFIGS["bam"],
+        attention=AttentionExperts(3, 3, kv),
+        n_kv_heads=n_kv_heads,
+        qk_norm=qk_norm,
+        rotary_frac=rotary_frac,
+    )
+    model, batch, pads = LM(config), tokens(2, 9), (0, 4)
+    init_weights(model, seed=1)
+    model.double()
+    cache = Cache(config, 2, 9, torch.float64, pad_B=torch.tensor(pads))
+    together = torch.cat([model(part, cache).hidden_BTD for part in batch.split([6, 1, 1, 1], dim=1)], 1)
+    for row, pad in enumerate(pads):
+        alone = model(batch[row : row + 1, pad:]).hidden_BTD[0]
+        torch.testing.assert_close(together[row, pad:], alone, **EXACT)
+
+
+@every_config
+def test_the_model_is_its_blocks_in_turn_under_the_tables_of_its_config(name: str) -> None:
+    config, model, batch = CONFIGS[name], build(name).double(), tokens(2, 12)
+    channels = int(config.rotary_frac * config.d_model / config.n_heads)
+    cos, sin = rotary_tables(12, channels, config.rope_theta, torch.float64, torch.device("cpu"))
+    x_BTD = model.embed.weight[batch]
+    for block in model.blocks:
+        x_BTD, _ = block(x_BTD, (cos, sin), None)
+    assert torch.equal(model(batch).hidden_BTD, model.norm(x_BTD))
+
+
+def test_noise_reaches_the_experts_that_sample() -> None:
+    config = replace(DENSE, ffn=FFNExperts(3, gate="sample_top1", layers=(1, 2)), experts=EXPERTS)
+    model, batch = LM(config), tokens(2, 24)
+    init_weights(model, seed=0)
+    calm = model(batch).routing
+    first, again, other = (model(batch, noise=Noise(seeds, 1.0)).routing for seeds in ((1, 2), (1, 2), (3, 4)))
+    for layer in (1, 2):
+        picks = [routing[layer].ffn.experts_NK for routing in (calm, first, again, other)]
+        assert torch.equal(picks[1], picks[2])
+        assert not torch.equal(picks[0], picks[1])
+        assert not torch.equal(picks[1], picks[3])
 
 
 @every_config
 def test_a_cache_holds_the_bytes_that_costs_say(name: str) -> None:
     cache = Cache(CONFIGS[name], batch=1, capacity=10, dtype=torch.bfloat16)
-    tensors = [tensor for layer in cache.layers for tensor in (layer.keys_BSGC, layer.values_BSGC)]
+    tensors = [tensor for layer in cache.layers for tensor in (layer.keys_BSGC, layer.values_BSGX)]
     assert sum(tensor.nbytes for tensor in tensors) == 10 * cache_bytes_per_token(CONFIGS[name])
-
-
-@every_config
-def test_greedy_generation_is_the_argmax_of_full_forward_passes(name: str) -> None:
-    model = build(name, seed=3)
-    prompt = tokens(1, 5, seed=1)[0]
-    expected = prompt.tolist()
-    for _ in range(8):
-        expected.append(int(model.logits(model(torch.tensor([expected])).hidden_BTD)[0, -1].argmax()))
-    assert generate(model, prompt, 8) == expected[5:]
-
-
-def test_generation_stops_before_the_end_of_text() -> None:
-    model, prompt = build("bam", seed=3), tokens(1, 5, seed=1)[0]
-    whole = generate(model, prompt, 8, temperature=1.0)
-    eos_id = whole[4]
-    assert generate(model, prompt, 8, temperature=1.0, eos_id=eos_id) == whole[: whole.index(eos_id)]
-
-
-def test_sampling_repeats_under_its_seed_and_differs_under_another() -> None:
-    model, prompt = build("bam"), tokens(1, 5)[0]
-    torch.manual_seed(1)
-    first = generate(model, prompt, 12, temperature=1.0, seed=4)
-    torch.manual_seed(2)
-    assert generate(model, prompt, 12, temperature=1.0, seed=4) == first
-    assert generate(model, prompt, 12, temperature=1.0, seed=5) != first
-
-
-def test_generation_refuses_what_does_not_fit() -> None:
-    model = build("dense")
-    with pytest.raises(UsageError, match=r"20 prompt tokens and 5 new ones are 25; this model reads 24"):
-        generate(model, tokens(1, 20)[0], 5)
-    with pytest.raises(UsageError, match="empty"):
-        generate(model, torch.tensor([], dtype=torch.long), 5)
 
 
 def test_a_model_is_not_built_from_an_impossible_config() -> None:

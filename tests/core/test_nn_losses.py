@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import log
+from collections.abc import Callable
+from math import exp, log
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from bam_core.nn.losses import load_balancing_loss, next_token_loss, router_z_loss
+from bam_core.nn.losses import assignments, load_balancing_loss, next_token_loss, router_z_loss
 from bam_core.nn.routing import GATES, Routing
+
+Loss = Callable[..., Tensor]
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -82,6 +85,75 @@ def test_load_balancing_is_transformers_over_k_then_the_mean_over_layers(top_k: 
         assert load_balancing_loss([route(logits, top_k)]).item() == pytest.approx(expected, rel=1e-6)
     mean = load_balancing_loss([route(logits, top_k) for logits in layers]).item()
     assert mean == pytest.approx(sum(one_by_one) / 3, rel=1e-6)
+
+
+def test_load_balancing_is_the_huggingface_formula_over_k() -> None:
+    """Written out: HF has E * sum_i (n_i / T) P_i, balanced at k; ours divides n by k too, balanced at 1."""
+    n_experts, top_k, n_tokens = 4, 2, 50
+    logits = randn(n_tokens, n_experts)
+    probs = [[exp(x) / sum(exp(y) for y in token) for x in token] for token in logits.tolist()]
+    n, mean_p = [0] * n_experts, [sum(column) / n_tokens for column in zip(*probs, strict=True)]
+    for token in probs:
+        for expert in sorted(range(n_experts), key=lambda e: -token[e])[:top_k]:
+            n[expert] += 1
+    huggingface = n_experts * sum(n_i / n_tokens * p_i for n_i, p_i in zip(n, mean_p, strict=True))
+    assert load_balancing_loss([route(logits, top_k)]).item() == pytest.approx(huggingface / top_k, rel=1e-12)
+    assert load_balancing_loss([route(logits, top_k)]).item() != pytest.approx(1, abs=1e-3)  # else this says little
+    theirs = load_balancing_loss_func((logits,), n_experts, top_k).item()
+    assert theirs == pytest.approx(huggingface, rel=1e-6)  # theirs rounds to float32
+
+
+def test_a_double_softmax_would_hide_the_scale_of_the_logits() -> None:
+    """Probabilities fed as logits would all be near uniform: ten times the logits must make another loss."""
+    logits_NE = randn(50, 4) + torch.tensor([1.0, 0, 0, 0])
+    for loss in (load_balancing_loss, router_z_loss):
+        once, scaled = loss([route(logits_NE)]).item(), loss([route(10 * logits_NE)]).item()
+        assert scaled > 1.05 * once, loss.__name__
+        double = loss([route(logits_NE.softmax(-1))]).item()
+        assert abs(double - once) > 0.05, loss.__name__
+
+
+@pytest.mark.parametrize("loss", [load_balancing_loss, router_z_loss])
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+def test_a_masked_loss_and_its_gradient_are_those_of_the_kept_tokens(loss: Loss, top_k: int) -> None:
+    layers = [randn(5, 8, 4, seed=seed) for seed in range(2)]
+    mask_BT = torch.rand(5, 8, generator=torch.Generator().manual_seed(9)) < 0.6
+    for logits in layers:
+        logits[~mask_BT] = float("nan")  # what padding holds must not matter
+        logits.requires_grad_()
+    masked = loss([route(logits, top_k) for logits in layers], mask_N=mask_BT)
+    kept = loss([route(logits[mask_BT], top_k) for logits in layers])
+    torch.testing.assert_close(masked, kept, rtol=1e-12, atol=0)
+    for logits in layers:
+        ours, theirs = (torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (masked, kept))
+        torch.testing.assert_close(ours[mask_BT], theirs[mask_BT], rtol=1e-12, atol=1e-15)
+    everything = torch.ones_like(mask_BT)
+    whole = [route(logits.detach().nan_to_num(), top_k) for logits in layers]
+    assert loss(whole, mask_N=everything).item() == pytest.approx(loss(whole).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", [load_balancing_loss, router_z_loss])
+def test_a_loss_over_no_tokens_is_0(loss: Loss) -> None:
+    logits = randn(3, 4).requires_grad_()
+    nothing = loss([route(logits)], mask_N=torch.zeros(3, dtype=torch.bool))
+    assert nothing.item() == 0
+    assert not torch.autograd.grad(nothing, logits)[0].any()
+
+
+def test_masked_assignments_count_the_kept_tokens() -> None:
+    logits = 5 * torch.eye(4, dtype=torch.float64)[[0, 0, 1, 3, 3, 3]]
+    mask = torch.tensor([1, 0, 1, 1, 1, 0])
+    assert assignments([route(logits)], mask).tolist() == [[1, 1, 0, 2]]
+    assert assignments([route(logits)]).tolist() == [[2, 1, 0, 3]]
+
+
+def test_a_soft_layer_among_sparse_ones_is_balanced() -> None:
+    """Its own f is over its own number of choices: every expert gets every token, so it costs 1."""
+    sparse, soft = randn(50, 4), 3 * randn(50, 4, seed=1)
+    assert load_balancing_loss([route(soft, 4)]).item() == pytest.approx(1, rel=1e-12)
+    expected = (1 + load_balancing_loss([route(sparse)]).item()) / 2
+    assert load_balancing_loss([route(sparse), route(soft, 4)]).item() == pytest.approx(expected, rel=1e-12)
+    assert load_balancing_loss([route(soft, 4), route(sparse)]).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_load_balancing_pushes_the_crowded_expert_down_and_takes_logits_not_probabilities() -> None:

@@ -6,12 +6,9 @@ import gc
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
-from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from upcycle_models import DENSE, NAMES, InMemory, dense_models, mix
 
@@ -19,8 +16,7 @@ from bam_core.checkpoint import tensor_sha256
 from bam_core.nn.lm import LM, init_weights
 from bam_core.nn.shapes import tensor_shapes
 from bam_core.upcycle.apply import coverage, upcycle
-from bam_core.upcycle.merge import mean
-from bam_core.upcycle.variants import VARIANTS, mixture_config, rules_for
+from bam_core.upcycle.variants import VARIANTS, MergeSpec, Variant, mixture_config, rules_for, variant_sources
 
 EXPERT_TENSORS = {
     "bam": {"attn.w_q", "attn.w_k", "attn.w_v", "attn.w_o", "ffn.w_gate", "ffn.w_up", "ffn.w_down"},
@@ -31,7 +27,7 @@ EXPERT_TENSORS = {
 """BAM, section 4: which tensors stay experts; everything else is averaged."""
 
 BAM = VARIANTS["bam"]
-BAM_RULES = rules_for(BAM, DENSE.residual, DENSE.tie_embeddings)
+BAM_RULES = rules_for(BAM, mixture_config(DENSE, NAMES, BAM))
 BAM_SHAPES = tensor_shapes(mixture_config(DENSE, NAMES, BAM))
 
 
@@ -77,7 +73,7 @@ def test_copy_takes_the_seeds_tensor_and_sets_the_others_aside() -> None:
     mixture = dict(upcycle(target, rules, sources, seed=0))
     assert torch.equal(mixture["embed.weight"], sources["general"].tensors["embed.weight"])
     found = coverage(BAM_SHAPES, rules, sources)
-    assert found.set_aside == {"code": ("embed.weight",), "law": ("embed.weight",), "math": ()}
+    assert found.set_aside == {"general": (), "code": ("embed.weight",), "law": ("embed.weight",), "math": ()}
     assert found.claims["embed.weight"].op == "copy"
 
 
@@ -156,62 +152,49 @@ def test_zero_routers() -> None:
     assert all(not tensor.any() for name, tensor in mixture.items() if name.endswith(".router"))
 
 
-# --- the mean
-
-
-def test_mean_of_bf16_is_computed_wider() -> None:
-    """1 + 2^-7 is the bf16 above 1: bf16 arithmetic could not hold this sum, nor its quarter."""
-    tensors = [torch.tensor([1.0]), torch.tensor([1.0]), torch.tensor([1.0]), torch.tensor([1 + 2**-7])]
-    assert mean(tensor.bfloat16() for tensor in tensors).tolist() == [1 + 2**-9]
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(-(2**20), 2**20), min_size=1, max_size=9))
-def test_mean_is_the_exact_mean_rounded_once(numerators: list[int]) -> None:
-    exact = Fraction(sum(numerators), 1024 * len(numerators))
-    found = mean(torch.tensor([value / 1024]) for value in numerators)
-    assert torch.equal(found, torch.tensor([float(exact)]))
-
-
-@settings(deadline=None)
-@given(st.floats(width=32, allow_nan=False, allow_infinity=False), st.integers(1, 9))
-def test_mean_of_equal_tensors_is_that_tensor(value: float, count: int) -> None:
-    tensor = torch.tensor([value], dtype=torch.float32)
-    assert torch.equal(mean(tensor for _ in range(count)), tensor)
-
-
-def test_mean_leaves_its_sources_alone() -> None:
-    source = torch.ones(3, dtype=torch.float64)
-    mean(iter([source, torch.zeros(3)]))
-    assert source.tolist() == [1, 1, 1]
-
-
 # --- provenance and memory
 
 
 def test_provenance_says_where_each_tensor_came_from() -> None:
     sources = dense_models(dtype=torch.bfloat16)
     provenance: dict[str, object] = {}
-    made = dict(upcycle(mixture_config(DENSE, NAMES, BAM), BAM_RULES, sources, 0, provenance))
+    made = mix(BAM, sources, provenance=provenance)
     assert list(provenance) == list(BAM_SHAPES)
     for name, op in (("blocks.1.ffn.w_up", "stack"), ("norm.weight", "mean")):
         assert provenance[name] == {
             "op": op,
             "from": [
                 {"expert": expert, "tensor": name, "sha256": tensor_sha256(source.tensors[name])}
-                for expert, source in sources.items()
+                | ({"slot": index} if op == "stack" else {})
+                for index, (expert, source) in enumerate(sources.items())
             ],
             "sha256": tensor_sha256(made[name]),
         }
     assert provenance["blocks.0.attn.router"] == {
         "op": "fresh",
         "from": [],
+        "init": "random",
         "sha256": tensor_sha256(made["blocks.0.attn.router"]),
     }
 
 
-@pytest.mark.parametrize("variant", ["bam", "soup"])
-def test_one_source_tensor_and_one_target_tensor_are_alive(variant: str) -> None:
+MERGED_SOUPS = {
+    method: Variant("v", "merged", "merged", merge=MergeSpec(method, weights))
+    for method, weights in {
+        "mean": {},
+        "weighted": {"general": 0.7, "law": 0.3},
+        "seed": {},
+        "slerp": {},
+        "dare": {},
+        "ties": {},
+    }.items()
+}
+MOST_LIVE = {"dare": 2, "ties": 4}
+"""Source tensors that a merge needs at once: DARE the seed's beside one more, TIES all; else one."""
+
+
+@pytest.mark.parametrize("variant", [BAM, *MERGED_SOUPS.values()], ids=["bam", *MERGED_SOUPS])
+def test_one_source_tensor_and_one_target_tensor_are_alive(variant: Variant) -> None:
     sources = dense_models()
     made: list[weakref.ref[Tensor]] = []
     most_live = 0
@@ -224,9 +207,8 @@ def test_one_source_tensor_and_one_target_tensor_are_alive(variant: str) -> None
             assert all(ref() is None for ref in made), "an earlier target tensor is still held"
             return tensor
 
-    counted = {name: Counted(source.tensors) for name, source in sources.items()}
-    target = mixture_config(DENSE, NAMES, VARIANTS[variant])
-    rules = rules_for(VARIANTS[variant], DENSE.residual, DENSE.tie_embeddings)
+    counted = {name: Counted(sources[name].tensors) for name in variant_sources(variant, NAMES)}
+    target = mixture_config(DENSE, NAMES, variant)
 
     def drained(tensors: Iterator[tuple[str, Tensor]]) -> None:
         for _, tensor in tensors:
@@ -235,8 +217,8 @@ def test_one_source_tensor_and_one_target_tensor_are_alive(variant: str) -> None
 
     gc.disable()  # nothing may wait for the collector
     try:
-        drained(upcycle(target, rules, counted, 0, provenance={}))
+        drained(upcycle(target, rules_for(variant, target), counted, 0, provenance={}))
     finally:
         gc.enable()
-    assert most_live == 1
+    assert most_live == MOST_LIVE.get(variant.merge.method, 1)
     assert len(made) == len(tensor_shapes(target))

@@ -17,7 +17,7 @@ from bam_core.upcycle.rules import Rule
 from bam_core.upcycle.variants import VARIANTS, mixture_config, rules_for
 
 BAM = VARIANTS["bam"]
-BAM_RULES = rules_for(BAM, DENSE.residual, DENSE.tie_embeddings)
+BAM_RULES = rules_for(BAM, mixture_config(DENSE, NAMES, BAM))
 BAM_SHAPES = tensor_shapes(mixture_config(DENSE, NAMES, BAM))
 
 
@@ -64,8 +64,9 @@ def test_coverage_names_rules_that_cannot_be_followed() -> None:
     with pytest.raises(InvalidInput) as caught:
         coverage(BAM_SHAPES, rules, dense_models())
     text = str(caught.value)
-    assert "'man': must be one of stack, copy, fresh, mean (did you mean 'mean'?)" in text
-    assert "'rnd': must be one of random, zero" in text
+    assert "'man': must be one of stack, random, copy, fresh, zero, mean, weighted" in text
+    assert "(did you mean 'mean'?)" in text
+    assert "'rnd': must be one of random, zero, orthogonal, centroid, ridge" in text
     assert text.count("matches no tensor of the target") == 3
 
 
@@ -135,3 +136,12 @@ def test_nothing_is_made_before_the_check_and_experts_must_be_in_the_targets_ord
     with pytest.raises(InvalidInput, match="exactly one rule"):
         upcycle(target, BAM_RULES[1:], sources, seed=0)
     assert not any(source.given for source in sources.values())
+
+
+@pytest.mark.parametrize("name", ["blocks.1.ffn.w_up", "norm.weight"])
+def test_a_value_that_is_not_finite_is_refused_where_it_is_read(name: str) -> None:
+    """A NaN that is averaged into the shared part would reach every expert."""
+    sources = dense_models()
+    sources["law"].tensors[name].view(-1)[3] = torch.nan
+    with pytest.raises(InvalidInput, match=rf"law\.{name}: '1 NaN of \d+ values': must all be finite"):
+        mix(BAM, sources)

@@ -14,11 +14,12 @@ from bam_core.config import AttentionExperts, FFNExperts, ModelConfig
 from bam_core.errors import InvalidInput
 from bam_core.nn.costs import params_total
 from bam_core.upcycle.router_init import INITS
-from bam_core.upcycle.rules import ROUTER_INITS
+from bam_core.upcycle.rules import FITTED_INITS, ROUTER_INITS
 from bam_core.upcycle.variants import (
     VARIANTS,
     AttentionSpec,
     FFNSpec,
+    MergeSpec,
     Variant,
     common_config,
     mixture_config,
@@ -32,9 +33,32 @@ def paths(caught: pytest.ExceptionInfo[InvalidInput]) -> list[str]:
     return [problem.path for problem in caught.value.problems]
 
 
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+EVERYTHING = Variant(
+    "everything",
+    AttentionSpec("top_k", 1, "value_only", "topk_softmax", ("law", "law"), (0, 1), True),
+    FFNSpec("top_k", 2, "softmax_topk_ste", "random", "gate", True, (1,), (1,), 2, 1.5, "bias", True),
+    router_init="orthogonal",
+    router_std=0.1,
+    merge=MergeSpec("weighted", {"general": 0.75, "law": 0.25}, 0.5, 0.1),
+)
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS.values(), EVERYTHING], ids=[*VARIANTS, "everything"])
 def test_json_round_trip(variant: Variant) -> None:
     assert Variant.from_json(json.loads(json.dumps(variant.to_json()))) == variant
+    assert Variant.from_json(json.loads(json.dumps(variant.identity()))) == variant
+
+
+def test_identity_leaves_out_what_is_at_its_default() -> None:
+    """So that a new field changes no key."""
+    assert VARIANTS["bam"].identity() == {"name": "bam", "attention": {}, "ffn": {}}
+    assert VARIANTS["soup"].identity() == {"name": "soup", "attention": "merged", "ffn": "merged"}
+    assert EVERYTHING.identity().keys() == EVERYTHING.to_json().keys()
+
+
+def test_merge_may_be_a_name() -> None:
+    read = Variant.from_json({"name": "v", "attention": "merged", "ffn": "merged", "merge": "slerp"})
+    assert read.merge == MergeSpec("slerp")
 
 
 def test_variants_read_as_the_recipe_writes_them() -> None:
@@ -56,6 +80,17 @@ def test_variants_read_as_the_recipe_writes_them() -> None:
         ({"ffn": {"experts": "copies"}}, ["ffn.experts"]),
         ({"router_init": "rand"}, ["router_init"]),
         ({"router": "zero", "ffn": 3}, ["router", "ffn"]),
+        ({"router_std": 0}, ["router_std"]),
+        ({"attention": {"experts": []}}, ["attention.experts"]),
+        ({"attention": {"experts": [1]}, "ffn": {"layers": ["1"]}}, ["attention.experts", "ffn.layers"]),
+        ({"ffn": {"routing": "soft", "top_k": 2}}, ["ffn.top_k"]),
+        ({"ffn": {"scale": "up", "split": 0, "top_k": "2"}}, ["ffn.scale", "ffn.top_k", "ffn.split"]),
+        ({"merge": "average"}, ["merge.method"]),
+        ({"merge": 3}, ["merge"]),
+        ({"merge": {"method": "ties", "densty": 0.1}}, ["merge.densty"]),
+        ({"merge": {"method": "weighted"}}, ["merge.weights"]),
+        ({"merge": {"weights": {"a": 1}}}, ["merge.weights"]),
+        ({"merge": {"method": "weighted", "weights": [0.5, 0.5]}}, ["merge.weights"]),
     ],
 )
 def test_wrong_variants_are_named(fields: dict[str, Any], where: list[str]) -> None:
@@ -82,7 +117,7 @@ def test_config_of_each_variant() -> None:
 
 
 def test_top_k_attention() -> None:
-    variant = Variant("v", AttentionSpec("top_k", 2, "shared", "topk_softmax"), FFNSpec(2))
+    variant = Variant("v", AttentionSpec("top_k", 2, "shared", "topk_softmax"), FFNSpec(top_k=2))
     config = mixture_config(DENSE, NAMES, variant)
     assert config.attention == AttentionExperts(4, 2, "shared", "topk_softmax")
     assert config.ffn == FFNExperts(4, 2)
@@ -94,7 +129,7 @@ def test_top_k_attention() -> None:
         (VARIANTS["bam"], ("a", "b", "a"), "experts"),
         (VARIANTS["soup"], (), "experts"),
         (Variant("v", AttentionSpec("top_k", 3), "merged"), ("a", "b"), "attention.top_k"),
-        (Variant("v", "merged", FFNSpec(3)), ("a", "b"), "ffn.top_k"),
+        (Variant("v", "merged", FFNSpec(top_k=3)), ("a", "b"), "ffn.top_k"),
         (Variant("v", AttentionSpec("soft", 1), "merged"), ("a", "b"), "attention.top_k"),
     ],
 )
@@ -102,6 +137,66 @@ def test_variant_must_fit_its_experts(variant: Variant, experts: tuple[str, ...]
     with pytest.raises(InvalidInput) as caught:
         mixture_config(DENSE, experts, variant)
     assert paths(caught) == [where]
+
+
+def test_every_option_reaches_the_config() -> None:
+    config = mixture_config(DENSE, NAMES, EVERYTHING)
+    assert config.attention == AttentionExperts(
+        2, 1, "value_only", "topk_softmax", slots=("law", "law"), layers=(0, 1), dense_router_gradient=True
+    )
+    assert config.ffn == FFNExperts(
+        8,
+        2,
+        "softmax_topk_ste",
+        layers=(1,),
+        soft_layers=(1,),
+        split=2,
+        shared_expert=True,
+        capacity_factor=1.5,
+        gain=(1.0, 2.0),  # in a soft layer the gates sum to 1, over outputs of 1/2
+        balance="bias",
+        dense_router_gradient=True,
+    )
+    assert config.experts == NAMES
+    soft = mixture_config(DENSE, NAMES, Variant("v", "merged", FFNSpec("soft", split=3)))
+    assert soft.ffn == FFNExperts(12, 12, split=3)
+
+
+@pytest.mark.parametrize("init", ROUTER_INITS)
+def test_a_router_std_that_saturates_the_gate_is_refused(init: str) -> None:
+    """mergekit's "random" has std 1: logits of std sqrt(D)."""
+    loud = Variant("v", "merged", FFNSpec(), router_init=init, router_std=0.36)
+    if init == "zero":
+        assert mixture_config(DENSE, NAMES, loud).is_mixture
+        return
+    with pytest.raises(InvalidInput, match=r"router_std: 0.36: gives logits of std 1\.02 .*0\.35 or less"):
+        mixture_config(DENSE, NAMES, loud)
+    assert mixture_config(DENSE, NAMES, replace(loud, router_std=0.35)).is_mixture
+
+
+@pytest.mark.parametrize(
+    ("variant", "words"),
+    [
+        (VARIANTS["bam"], []),
+        (Variant("v", "merged", FFNSpec(experts=("general", *NAMES))), ["general 2 times", "Table 4"]),
+        (Variant("v", AttentionSpec("top_k", 1, gate="topk_softmax"), "merged"), ["attention.gate", "no gradient"]),
+        (Variant("v", "merged", FFNSpec(gate="softmax_topk_renorm")), ["ffn.gate", "softmax_topk_ste"]),
+        (Variant("v", "merged", FFNSpec(gate="topk_softmax", dense_router_gradient=True)), []),
+        (Variant("v", "merged", FFNSpec(top_k=2, gate="topk_softmax")), []),
+        (Variant("v", "merged", FFNSpec("soft", gate="topk_softmax")), []),
+        (Variant("v", "merged", FFNSpec(gate="softmax_topk_ste")), []),
+        (Variant("v", "merged", FFNSpec(scale="gate", shared_expert=True)), ["ffn.scale", "twice"]),
+    ],
+)
+def test_warnings(variant: Variant, words: list[str]) -> None:
+    found = variant.warnings(NAMES)
+    assert len(found) == bool(words)
+    assert all(word in found[0] for word in words)
+
+
+def test_one_dense_model_is_warned_of() -> None:
+    assert "only dense model" in VARIANTS["btx"].warnings(["general"])[0]
+    assert VARIANTS["soup"].warnings(["general"]) == []
 
 
 def test_paper_sizes_of_btx_with_more_experts() -> None:
@@ -127,4 +222,4 @@ def test_experts_must_share_one_dense_config() -> None:
 def test_planning_a_variant_loads_no_torch() -> None:
     code = "import bam_core.upcycle.variants, bam_core.nn.shapes, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    assert set(ROUTER_INITS) == set(INITS)
+    assert (*INITS, *FITTED_INITS) == ROUTER_INITS

@@ -13,8 +13,8 @@ from torch import Tensor
 from bam_core.checkpoint import write_model
 from bam_core.config import ModelConfig
 from bam_core.nn.shapes import Shape, tensor_shapes
-from bam_core.upcycle.apply import upcycle
-from bam_core.upcycle.variants import Variant, mixture_config, rules_for
+from bam_core.upcycle.apply import Fitted, upcycle
+from bam_core.upcycle.variants import Variant, mixture_config, rules_for, variant_sources
 
 DENSE = ModelConfig(vocab_size=19, d_model=8, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=12, max_seq_len=16)
 NAMES = ("general", "code", "law", "math")
@@ -56,10 +56,17 @@ def dense_models(config: ModelConfig = DENSE, dtype: torch.dtype = torch.float32
 
 
 def mix(
-    variant: Variant, sources: Mapping[str, InMemory], config: ModelConfig = DENSE, seed: int = 0
+    variant: Variant,
+    sources: Mapping[str, InMemory],
+    config: ModelConfig = DENSE,
+    seed: int = 0,
+    fitted: Fitted | None = None,
+    provenance: dict[str, Any] | None = None,
 ) -> dict[str, Tensor]:
+    """The mixture's tensors, from those of the models that the variant reads."""
     target = mixture_config(config, list(sources), variant)
-    return dict(upcycle(target, rules_for(variant, config.residual, config.tie_embeddings), sources, seed))
+    read = {name: sources[name] for name in variant_sources(variant, list(sources))}
+    return dict(upcycle(target, rules_for(variant, target), read, seed, provenance, fitted))
 
 
 def write(folder: Path, config: ModelConfig = DENSE, **options: Any) -> Path:

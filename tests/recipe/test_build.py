@@ -33,9 +33,12 @@ def test_the_whole_method() -> None:
         *("seed", "expert.code", "expert.law", "expert.math"),
         *("mix.bam", "train.bam", "mix.btx", "train.btx", "dense", "evaluate", "report"),
     ]
-    assert dict(pipeline["mix.bam"].inputs) == {
-        name: name for name in ("seed", "expert.code", "expert.law", "expert.math")
-    }
+    assert list(pipeline["mix.bam"].inputs) == [
+        *("seed", "expert.code", "expert.law", "expert.math"),
+        *("data.general", "data.code", "data.law", "data.math"),
+    ]
+    assert all(role == stage for role, stage in pipeline["mix.bam"].inputs.items())
+    assert pipeline["mix.bam"].config["domains"] == ["general", "code", "law", "math"]
     assert pipeline["mix.bam"].config["experts"][0] == ["general", "seed"]
     assert set(pipeline["expert.law"].inputs) == {"seed", "data.law", "data.general"}
 
@@ -48,6 +51,9 @@ def test_the_whole_method() -> None:
         (["phases.expert.tokens=200k"], {}, {"expert.code", "expert.math"} | MIXTURES | RESULTS),
         (["phases.mixture.lr=1e-3"], {}, {"train.bam", "train.btx", "dense"} | RESULTS),
         (["variants.btx.ffn.top_k=2"], {}, {"mix.btx", "train.btx"} | RESULTS),
+        (["variants.btx.merge=slerp"], {}, {"mix.btx", "train.btx"} | RESULTS),
+        (["phases.mixture.balance_rate=1e-2"], {}, {"train.bam", "train.btx", "dense"} | RESULTS),
+        (["ensemble=false"], {}, RESULTS),
         (["evaluate.tokens=10k"], {}, RESULTS),
         (["runtime.expert.cpus=2", "runtime.checkpoint_steps=7", "runtime.max_parallel=9"], {}, set()),
     ],
@@ -62,6 +68,78 @@ def test_the_general_text_and_the_seed_number_reach_everything_built_from_them()
     everything = set(keys())
     assert changed(general="other text") == everything
     assert changed("seed=1") == everything - {"tokenizer", "data.general", "data.code", "data.law", "data.math"}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        ["variants.btx.router_init=random", "variants.btx.router_std=0.02", "variants.btx.merge=mean"],
+        ["variants.btx.merge={method: mean, density: 0.2}", "variants.btx.ffn.scale=none", "variants.btx.ffn.split=1"],
+        ["variants.bam.attention={}", "variants.bam.ffn={}"],
+        ["model.qk_norm=false", "model.rotary_frac=1", "model.tie_embeddings=true", "phases.mixture.gumbel_min=0.5"],
+    ],
+)
+def test_a_default_that_is_written_out_changes_no_key(written: list[str]) -> None:
+    assert changed(*written) == set()
+
+
+def test_keys_are_made_of_what_is_not_at_its_default() -> None:
+    """So a field that is added to a config later changes no key of a recipe that does not set it."""
+    pipeline = bam.build(load_recipe("quickstart"), DIGESTS)
+    assert pipeline["mix.btx"].config["variant"] == {"name": "btx", "attention": "merged", "ffn": {}}
+    assert pipeline["seed"].config["model"].keys().isdisjoint({"qk_norm", "rotary_frac", "layout_version"})
+    assert pipeline["train.bam"].config["phase"].keys().isdisjoint({"beta1", "gumbel_min", "load_balancing_coef"})
+
+
+def test_a_new_domain_runs_its_own_branch_and_what_is_mixed() -> None:
+    """Neither the tokenizer nor the phases of the seed and the experts name it in the quickstart."""
+    new = "domains.medicine={source: {kind: python-docs}}"
+    assert changed(new, medicine="a text") == {"data.medicine", "expert.medicine", "dense"} | MIXTURES | RESULTS
+
+
+def test_a_mixture_reads_the_models_that_it_is_made_from() -> None:
+    sparse = "variants.sparse={attention: merged, ffn: {experts: [general, general], scale: gate}, merge: seed}"
+    weighted = (
+        "variants.two={attention: merged, ffn: {experts: [law]}, "
+        "merge: {method: weighted, weights: {general: 0.5, code: 0.5}}}"
+    )
+    recipe = load_recipe("quickstart", [sparse, weighted])
+    pipeline = bam.build(recipe, DIGESTS)
+    models = {
+        name: [role for role in pipeline[f"mix.{name}"].inputs if not role.startswith("data.")]
+        for name in ("bam", "sparse", "two")
+    }
+    assert models == {
+        "bam": ["seed", "expert.code", "expert.law", "expert.math"],
+        "sparse": ["seed"],
+        "two": ["seed", "expert.code", "expert.law"],
+    }
+    assert pipeline["mix.two"].config["experts"] == [
+        ["general", "seed"],
+        ["code", "expert.code"],
+        ["law", "expert.law"],
+    ]
+    assert bam.model_configs(recipe)["mix.sparse"].experts == ("general",)
+    before = pipeline_keys(pipeline)
+    after = pipeline_keys(bam.build(load_recipe("quickstart", [sparse, "domains.law.expert.lr=1e-4"]), DIGESTS))
+    assert before["mix.sparse"] == after["mix.sparse"]
+    assert before["mix.bam"] != after["mix.bam"]
+
+
+def test_the_ensemble_is_of_the_dense_experts() -> None:
+    on, off = (bam.build(load_recipe("quickstart", sets), DIGESTS)["evaluate"] for sets in ([], ["ensemble=false"]))
+    assert on.config["ensemble"] == ["seed", "expert.code", "expert.law", "expert.math"]
+    assert "ensemble" not in off.config
+    assert on.inputs == off.inputs
+
+
+def test_warnings_name_their_variant() -> None:
+    assert bam.warnings(load_recipe("quickstart")) == []
+    copies = ["variants.btx.ffn.experts=[general, general, law]", "variants.btx.ffn.gate=topk_softmax"]
+    warnings = bam.warnings(load_recipe("quickstart", copies))
+    assert len(warnings) == 2
+    assert all(warning.startswith("variants.btx: ffn.") for warning in warnings)
+    assert "Table 4" in warnings[0]
 
 
 def test_every_random_choice_has_its_own_seed_and_the_mixtures_share_one() -> None:

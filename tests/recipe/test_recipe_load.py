@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from recipes import GOOD, MISSING, spoiled
 
+from bam_core.config import ModelConfig
 from bam_core.errors import InvalidInput, UsageError
-from pipelines.recipe import json_schema, load_recipe, recipe_from, shipped_recipes
+from bam_core.upcycle.variants import AttentionSpec, FFNSpec, MergeSpec, Variant
+from pipelines import bam
+from pipelines.recipe import find_recipe, json_schema, load_recipe, mixtures, recipe_from, shipped_recipes
 
 
 def test_the_quickstart_is_what_the_design_says() -> None:
@@ -147,12 +151,17 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"model.n_layers": 0}, "model.n_layers", "at least 1"),
     ({"model.d_ff": -8}, "model.d_ff", "at least 1"),
     ({"model.n_heads": 3}, "model.n_heads", "must divide d_model, 16"),
-    ({"model.n_heads": 16}, "model.n_heads", "even size"),
+    ({"model.n_heads": 16}, "model.n_heads", "even number"),
     ({"model.n_kv_heads": 3}, "model.n_kv_heads", "must divide n_heads, 4"),
     ({"model.n_kv_heads": 0}, "model.n_kv_heads", "at least 1"),
     ({"model.residual": "paralel"}, "model.residual", "did you mean 'parallel'?"),
     ({"model.rope_theta": float("inf")}, "model.rope_theta", "positive"),
     ({"model.tie_embeddings": "yes"}, "model.tie_embeddings", "true or false"),
+    ({"model.qk_norm": "yes"}, "model.qk_norm", "true or false"),
+    ({"model.rotary_frac": 0.25}, "model.rotary_frac", "even number"),
+    ({"model.rotary_frac": 2}, "model.rotary_frac", "even number"),
+    ({"model.rotary_frac": 0}, "model.rotary_frac", "positive number"),
+    ({"model.rotary_pairs": "neox"}, "model.rotary_pairs", "half or interleaved"),
     ({"model": 3}, "model", "mapping"),
     ({"phases.seed.tokens": 0}, "phases.seed.tokens", "at least 1"),
     ({"phases.seed.tokens": 63}, "phases.seed.tokens", "at least one batch, 64"),
@@ -163,6 +172,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"phases.mixture.warmup_frac": 2}, "phases.mixture.warmup_frac", "between 0 and 1"),
     ({"phases.mixture.dtype": "fp8"}, "phases.mixture.dtype", "one of bf16"),
     ({"phases.mixture.match": "flops"}, "phases.mixture.match", "data or compute"),
+    ({"phases.mixture.balance_rate": -1}, "phases.mixture.balance_rate", "0 or more"),
+    ({"phases.mixture.router_bias_frac": 1.5}, "phases.mixture.router_bias_frac", "between 0 and 1"),
+    ({"phases.mixture.gumbel_rate": -1e-4}, "phases.mixture.gumbel_rate", "0 or more"),
+    ({"phases.mixture.gumbel_min": 0}, "phases.mixture.gumbel_min", "above 0"),
+    ({"phases.seed.gumbel_min": 1}, "phases.seed.gumbel_min", "is not a known key"),
     ({"phases.mixture": MISSING}, "phases.mixture", "is missing"),
     ({"phases.seed.data": {"general": 0.8}}, "phases.seed.data", "sum to 0.8"),
     ({"phases.seed.data": {}}, "phases.seed.data", "sum to 1"),
@@ -178,9 +192,9 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"variants.bam.attention": "mergd"}, "variants.bam.attention", "did you mean 'merged'?"),
     ({"variants.bam.attention": MISSING}, "variants.bam.attention", "is missing"),
     ({"variants.bam.attention.gate": "softmax"}, "variants.bam.attention.gate", "softmax_topk"),
-    ({"variants.bam.attention.kv": "both"}, "variants.bam.attention.kv", "expert or shared"),
-    ({"variants.bam.attention.top_k": 2}, "variants.bam.attention.top_k", "soft routing uses every expert"),
-    ({"variants.bam.attention.routing": "top_k"}, "variants.bam.attention.top_k", "is missing"),
+    ({"variants.bam.attention.kv": "both"}, "variants.bam.attention.kv", "one of expert, shared, value_only"),
+    ({"variants.bam.attention.top_k": 2}, "variants.bam.attention.top_k", "with routing: top_k, and only then"),
+    ({"variants.bam.attention.routing": "top_k"}, "variants.bam.attention.top_k", "is given with routing: top_k"),
     (
         {"variants.bam.attention": {"routing": "top_k", "top_k": 4}},
         "variants.bam.attention.top_k",
@@ -188,9 +202,67 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"variants.bam.ffn.top_k": 4}, "variants.bam.ffn.top_k", "at most the number of experts, 3"),
     ({"variants.bam.ffn.top_k": 0}, "variants.bam.ffn.top_k", "at least 1"),
-    ({"variants.bam.ffn.experts": "per-layer"}, "variants.bam.ffn.experts", "per-domain"),
-    ({"variants.bam.router_init": "xavier"}, "variants.bam.router_init", "must be"),
+    ({"variants.bam.ffn.experts": "per-layer"}, "variants.bam.ffn.experts", "per-domain or random, or a list of"),
+    ({"variants.bam.ffn.experts": 3}, "variants.bam.ffn.experts", "must be a list"),
+    ({"variants.bam.ffn.experts": []}, "variants.bam.ffn.experts", "at least one dense model"),
+    ({"variants.bam.ffn.experts": ["general", 7]}, "variants.bam.ffn.experts.1", "must be text"),
+    ({"variants.bam.ffn.experts": ["general", "cod"]}, "variants.bam.ffn.experts", "did you mean 'code'?"),
+    ({"variants.bam.attention.experts": ["laws"]}, "variants.bam.attention.experts", "is none of the dense models"),
+    (
+        {"variants.bam.ffn": {"experts": ["general"] * 4, "top_k": 5}},
+        "variants.bam.ffn.top_k",
+        "at most the number of experts, 4",
+    ),
+    ({"variants.bam.ffn": {"routing": "soft", "top_k": 2}}, "variants.bam.ffn.top_k", "only then"),
+    ({"variants.bam.ffn.routing": "sparse"}, "variants.bam.ffn.routing", "top_k or soft"),
+    ({"variants.bam.ffn.scale": "double"}, "variants.bam.ffn.scale", "one of none, gate, experts, weights"),
+    ({"variants.bam.ffn.shared_expert": 1}, "variants.bam.ffn.shared_expert", "true or false"),
+    ({"variants.bam.ffn.layers": [0, 2]}, "variants.bam.ffn.layers", "different layers from 0 to 1"),
+    ({"variants.bam.ffn.layers": [1, 1]}, "variants.bam.ffn.layers", "different layers"),
+    ({"variants.bam.ffn.layers": []}, "variants.bam.ffn.layers", "at least one layer"),
+    ({"variants.bam.attention.layers": [-1]}, "variants.bam.attention.layers", "from 0 to 1"),
+    ({"variants.bam.attention.layers": ["first"]}, "variants.bam.attention.layers.0", "whole number"),
+    ({"variants.bam.ffn.soft_layers": [5]}, "variants.bam.ffn.soft_layers", "from 0 to 1"),
+    ({"variants.bam.ffn.split": 5}, "variants.bam.ffn.split", "must divide d_ff, 24"),
+    ({"variants.bam.ffn.split": 0}, "variants.bam.ffn.split", "at least 1"),
+    ({"variants.bam.ffn": {"split": 2, "top_k": 7}}, "variants.bam.ffn.top_k", "number of experts, 6"),
+    ({"variants.bam.ffn.capacity_factor": 0}, "variants.bam.ffn.capacity_factor", "above 0"),
+    ({"variants.bam.ffn.balance": "both"}, "variants.bam.ffn.balance", "loss or bias"),
+    ({"variants.bam.ffn": {"gate": "sample_top1", "top_k": 2}}, "variants.bam.ffn.top_k", "chooses one expert"),
+    ({"variants.bam.attention.gate": "sample_top1"}, "variants.bam.attention.gate", "FFN experts only"),
+    ({"variants.bam.attention.dense_router_gradient": "no"}, "variants.bam.attention.dense_router_gradient", "true or"),
+    ({"variants.bam.router_init": "xavier"}, "variants.bam.router_init", "one of random, zero, orthogonal"),
+    ({"variants.bam.router_std": 0}, "variants.bam.router_std", "above 0"),
+    ({"variants.bam.router_std": 1.0}, "variants.bam.router_std", "saturated before any training"),
+    ({"variants.bam.merge": "average"}, "variants.bam.merge", "one of mean, weighted, seed, slerp, ties, dare"),
+    ({"variants.bam.merge": 3}, "variants.bam.merge", "mapping"),
+    ({"variants.bam.merge": "weighted"}, "variants.bam.merge.weights", "are given with method: weighted"),
+    ({"variants.bam.merge.method": "slrp"}, "variants.bam.merge.method", "did you mean 'slerp'?"),
+    ({"variants.bam.merge.wieghts": {}}, "variants.bam.merge.wieghts", "did you mean 'weights'?"),
+    (
+        {"variants.bam.merge": {"method": "weighted", "weights": {"general": 0.5, "code": 0.4}}},
+        "variants.bam.merge.weights",
+        "their sum is 0.9",
+    ),
+    (
+        {"variants.bam.merge": {"method": "weighted", "weights": {"general": 0.5, "cod": 0.5}}},
+        "variants.bam.merge.weights",
+        "did you mean 'code'?",
+    ),
+    (
+        {"variants.bam.merge": {"method": "weighted", "weights": {"general": 2, "code": -1}}},
+        "variants.bam.merge.weights.code",
+        "above 0",
+    ),
+    (
+        {"variants.bam.merge": {"method": "weighted", "weights": {"general": "half"}}},
+        "variants.bam.merge.weights.general",
+        "must be a number",
+    ),
+    ({"variants.bam.merge": {"method": "ties", "density": 0}}, "variants.bam.merge.density", "above 0"),
+    ({"variants.bam.merge": {"method": "dare", "drop": 1}}, "variants.bam.merge.drop", "below 1"),
     ({"dense": "maybe"}, "dense", "true or false"),
+    ({"ensemble": "maybe"}, "ensemble", "true or false"),
     ({"evaluate.tokens": 31}, "evaluate.tokens", "at least one row, 32"),
     ({"evaluate.tasks": ["arc"]}, "evaluate.tasks", "no task runner"),
     ({"evaluate.tasks": "arc"}, "evaluate.tasks", "must be a list"),
@@ -309,6 +381,114 @@ def test_an_unknown_recipe_gets_the_nearest_name() -> None:
     for name in ("", "a\0b", "x" * 5000, "~nobody-of-this-name/x"):
         with pytest.raises(UsageError, match="no such file"):
             load_recipe(name)
+
+
+def test_a_shipped_recipe_is_found_by_its_stem_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (path,) = {find_recipe(name) for name in ("paper_small", "paper/paper_small")}
+    assert path == shipped_recipes()["paper/paper_small"]
+    with pytest.raises(UsageError, match="did you mean 'paper_small'"):
+        load_recipe("paper_smal")
+
+
+def test_a_stem_in_two_folders_is_an_error_that_names_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/x", "b/x", "b/y", "y"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).with_suffix(".yaml").write_text("name: x")
+    monkeypatch.setattr("pipelines.recipe.load.SHIPPED", tmp_path)
+    with pytest.raises(UsageError, match="recipe 'x': there are a/x and b/x; say which"):
+        find_recipe("x")
+    assert find_recipe("a/x") == tmp_path / "a" / "x.yaml"
+    assert find_recipe("y") == tmp_path / "y.yaml"
+
+
+VARIANT_CLASSES = [
+    (mixtures.AttentionVariant, AttentionSpec),
+    (mixtures.FFNVariant, FFNSpec),
+    (mixtures.MergeVariant, MergeSpec),
+]
+
+
+@pytest.mark.parametrize(("part", "spec"), VARIANT_CLASSES)
+def test_a_recipe_has_the_cores_keys_of_a_variant_with_its_defaults(part: type, spec: type) -> None:
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value
+
+    core = spec()
+    assert part().to_dict() == {field.name: plain(getattr(core, field.name)) for field in fields(spec)}
+
+
+def test_a_recipe_has_the_cores_keys_of_models_and_phases_with_their_defaults() -> None:
+    recipe = recipe_from(deepcopy(GOOD), "here")
+    given, written = recipe.dense_config(), {*GOOD["model"], "vocab_size", "n_kv_heads"}
+    assert {field.name for field in fields(ModelConfig)} - written - set(recipe.model.to_dict()) == {
+        *("attention", "ffn", "experts", "layout_version"),
+    }
+    assert given.identity().keys() == {*GOOD["model"], "vocab_size"}
+    assert recipe.mixture_training().identity().keys() == {
+        *("tokens", "batch_tokens", "lr", "shares", "seq_len", "seed"),
+    }
+
+
+@pytest.mark.parametrize("written", ["ties", {"method": "ties", "density": 0.2}])
+def test_a_merge_is_a_word_or_a_group_of_keys(written: Any) -> None:
+    recipe = recipe_from(spoiled({"variants.bam.merge": written}), "here")
+    assert bam.variant(recipe, "bam").merge == MergeSpec("ties")
+
+
+def test_every_key_of_a_variant_reaches_the_core() -> None:
+    attention = {
+        "experts": ["general", "code"],
+        "routing": "top_k",
+        "top_k": 2,
+        "kv": "value_only",
+        "gate": "topk_softmax",
+        "layers": [1],
+        "dense_router_gradient": True,
+    }
+    ffn = {
+        "experts": ["general", "general", "math"],
+        "top_k": 2,
+        "gate": "softmax_topk_ste",
+        "scale": "experts",
+        "shared_expert": True,
+        "layers": [0, 1],
+        "soft_layers": [0],
+        "split": 2,
+        "capacity_factor": 1.5,
+        "balance": "bias",
+        "dense_router_gradient": True,
+    }
+    variant = {"attention": attention, "ffn": ffn, "router_init": "ridge", "router_std": "1e-2", "merge": "dare"}
+    recipe = recipe_from(spoiled({"variants.all": variant}), "here")
+    tuples = [{k: tuple(v) if isinstance(v, list) else v for k, v in part.items()} for part in (attention, ffn)]
+    assert bam.variant(recipe, "all") == Variant(
+        "all", AttentionSpec(**tuples[0]), FFNSpec(**tuples[1]), "ridge", 0.01, MergeSpec("dare")
+    )
+
+
+def test_a_mistake_in_a_variant_hides_no_other() -> None:
+    variant = {
+        "attention": {"routing": "top_k", "layers": [9]},
+        "ffn": {"top_k": 9, "split": "x", "soft_layers": [7], "capacity_factor": -1},
+        "router_init": "zro",
+        "router_std": 7,
+        "merge": {"method": "weighted", "weights": {"general": 0.5, "law": 0.5}, "density": 2},
+    }
+    with pytest.raises(InvalidInput) as raised:
+        recipe_from(spoiled({"variants.bad": variant, "model.d_model": 0}), "here")
+    paths = {problem.path.removeprefix("variants.bad.") for problem in raised.value.problems}
+    assert paths == {
+        *("model.d_model", "attention.top_k", "attention.layers"),
+        *("ffn.top_k", "ffn.split", "ffn.soft_layers", "ffn.capacity_factor"),
+        *("router_init", "router_std", "merge.density", "merge.weights"),
+    }
+
+
+def test_a_wrong_list_of_experts_says_nothing_of_how_many_are_chosen() -> None:
+    with pytest.raises(InvalidInput) as raised:
+        recipe_from(spoiled({"variants.bam.ffn": {"experts": ["code", 1, "code", "code"], "top_k": 4}}), "here")
+    assert [problem.path for problem in raised.value.problems] == ["variants.bam.ffn.experts.1"]
 
 
 def test_the_json_schema_speaks_of_every_key() -> None:

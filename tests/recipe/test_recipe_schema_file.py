@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from pipelines.recipe import json_schema, shipped_recipes
+from pipelines.recipe import json_schema, load_recipe, shipped_recipes
 from pipelines.recipe.schema import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -48,3 +48,14 @@ def test_documentation_names_every_key() -> None:
 
 def _plain(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text())
+
+
+def test_documented_variants_can_be_meant() -> None:
+    """Each recipe of docs/recipe.md's table of variants, in the quickstart's place."""
+    table = (
+        (ROOT / "docs" / "recipe.md").read_text().partition("| variant of the papers | recipe |")[2].split("\n\n")[0]
+    )
+    rows = [row.split("`")[1] for row in table.splitlines()[2:]]
+    assert len(rows) == 10
+    loaded = load_recipe("quickstart", [f"variants.v{number}={row}" for number, row in enumerate(rows)])
+    assert len(loaded.variants) == len(rows) + len(load_recipe("quickstart").variants)

@@ -1,4 +1,4 @@
-"""A whole run in figures, close to a quickstart's: four domains, seed, three experts, dense, two mixtures."""
+"""A whole run in figures, close to a quickstart's: four domains, seed, three experts, two baselines, two mixtures."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import Any
 from pipelines.report import ReportInputs
 
 DOMAINS = ("general", "code", "law", "math")
-TOKENS = {"seed": 2_000_000, "expert": 1_000_000, "mix": 0, "train": 1_000_000, "dense": 1_000_000}
+EXPERTS = ("seed", "expert.code", "expert.law", "expert.math")
+TOKENS = {"seed": 2_000_000, "expert": 1_000_000, "ensemble": 0, "mix": 0, "train": 1_000_000, "dense": 1_000_000}
 PERPLEXITY = {
     "seed": (31.98, 14.62, 12.92, 9.12),
     "expert.code": (49.50, 7.71, 18.83, 8.77),
     "expert.law": (87.82, 33.45, 6.53, 20.79),
     "expert.math": (97.61, 26.78, 30.43, 3.67),
     "dense": (28.4, 11.87, 8.41, 4.44),
+    "ensemble": (31.80, 8.70, 7.20, 4.10),
     "mix.bam": (61.02, 24.45, 16.04, 8.31),
     "mix.btx": (96.72, 33.78, 26.63, 15.77),
     "train.bam": (26.02, 9.45, 7.04, 3.81),
@@ -25,13 +27,14 @@ PERPLEXITY = {
 
 def fake_run(**changes: Any) -> ReportInputs:
     """The run, with some inputs replaced."""
-    stages = ["tokenizer", *(f"data.{d}" for d in DOMAINS), *PERPLEXITY, "evaluate"]
+    made = [name for name in PERPLEXITY if name != "ensemble"]
+    stages = ["tokenizer", *(f"data.{d}" for d in DOMAINS), *made, "evaluate"]
     parts: dict[str, Any] = {
         "name": "quickstart",
         "perplexity": {"models": {name: _scores(name) for name in sorted(PERPLEXITY)}},
         "routing": {"models": {n: _routing(n) for n in ("mix.bam", "mix.btx", "train.bam", "train.btx")}},
-        "training": {name: _history(name) for name in PERPLEXITY if not name.startswith("mix.")},
-        "mixes": {"mix.bam": _mix(stacked_attention=True), "mix.btx": _mix(stacked_attention=False)},
+        "training": {name: _history(name) for name in made if not name.startswith("mix.")},
+        "mixes": {name: _mix(name) for name in ("mix.bam", "mix.btx")},
         "costs": [_cost(stage) for stage in stages],
         "lineage": _lineage(),
         "domains": DOMAINS,
@@ -45,6 +48,8 @@ def _sizes(name: str) -> tuple[int, int, int]:
         return 3_281_536, 1_659_520, 4_923_392
     if name.endswith(".btx"):
         return 2_888_320, 1_262_208, 2_551_808
+    if name == "ensemble":
+        return 5_040_640, 5_040_640, 10_190_848
     return 1_260_160, 1_260_160, 2_547_712
 
 
@@ -53,7 +58,8 @@ def _scores(name: str) -> dict[str, Any]:
     tokens = TOKENS[name.split(".")[0]]
     scores = dict(zip(DOMAINS, PERPLEXITY[name], strict=True))
     parents = 0 if name == "seed" else 2_000_000 if name.startswith(("expert", "dense")) else 5_000_000
-    return {
+    experts = {"experts": list(EXPERTS)} if name == "ensemble" else {}
+    return experts | {
         "domains": {
             domain: {"perplexity": p, "nll": p**0.3, "tokens": 100_096, "bits_per_byte": 0.31 * p**0.4}
             for domain, p in sorted(scores.items())
@@ -89,7 +95,14 @@ def _history(name: str) -> list[dict[str, float]]:
 def _routing(name: str) -> dict[str, Any]:
     rng = Random(name)
     domains = {d: _routers(place, name, rng) for place, d in enumerate(DOMAINS)}
-    return {"layers": 4, "experts": list(DOMAINS), "domains": dict(sorted(domains.items()))}
+    return {
+        "layers": 4,
+        "experts": list(DOMAINS),
+        "attention_experts": list(DOMAINS) if name.endswith(".bam") else [],
+        "ffn_experts": list(DOMAINS),
+        "ffn_soft_layers": [],
+        "domains": dict(sorted(domains.items())),
+    }
 
 
 def _routers(own: int, name: str, rng: Random) -> dict[str, Any]:
@@ -105,7 +118,8 @@ def _routers(own: int, name: str, rng: Random) -> dict[str, Any]:
     return {"attention": {"mean_gate": gates(sharp / 2), "entropy": entropy} if soft else None, "ffn": ffn}
 
 
-def _mix(stacked_attention: bool) -> dict[str, Any]:
+def _mix(name: str) -> dict[str, Any]:
+    stacked_attention = name == "mix.bam"
     ops = {"embed.weight": "mean", "norm.weight": "mean"}
     for layer in range(4):
         for part in ("w_q", "w_k", "w_v", "w_o"):
@@ -116,9 +130,38 @@ def _mix(stacked_attention: bool) -> dict[str, Any]:
     return {
         "tensors": {name: {"op": op, "from": [], "sha256": "0" * 64} for name, op in ops.items()},
         "receipt": {
-            "experts": {domain: {"max_abs_logit": 9.1, "max_abs_diff": 3.1e-14} for domain in DOMAINS},
-            "layers": [{"attention_gate_sum": 1.0, "ffn_gate_sum": 0.26 + layer / 100} for layer in range(4)],
+            "experts": {domain: {"max_abs_value": 9.1, "max_abs_diff": 3.1e-14} for domain in DOMAINS},
+            "step0": _step_zero(name),
         },
+    }
+
+
+def _step_zero(name: str) -> dict[str, Any]:
+    rng = Random(f"step0 {name}")
+    soft = name == "mix.bam"
+    experts = dict(zip(DOMAINS, EXPERTS, strict=True))
+    scores = {domain: PERPLEXITY[stage] for domain, stage in experts.items()} | {"mixture": PERPLEXITY[name]}
+    layers = [
+        {
+            "attention_gate_sum": 1.0 if soft else None,
+            "attention_accuracy": rng.uniform(0.6, 0.9) if soft else None,
+            "attention_condition": rng.uniform(1, 2) if soft else None,
+            "ffn_gate_sum": 0.26 + layer / 100,
+            "ffn_shrink": 0.26 + layer / 100,
+            "ffn_accuracy": rng.uniform(0.2, 0.3),
+            "ffn_condition": 7.25 if layer == 3 else rng.uniform(1, 2),
+            "distance": {domain: rng.uniform(0.1, 0.3) * (layer + 1) for domain in DOMAINS},
+        }
+        for layer in range(4)
+    ]
+    return {
+        "tokens_per_domain": dict.fromkeys(DOMAINS, 4096),
+        "seed": "general",
+        "layers": layers,
+        "perplexity": {
+            model: dict(zip(DOMAINS, row, strict=True)) | {"average": sum(row) / 4} for model, row in scores.items()
+        },
+        "warnings": [] if soft else ["ffn routers of 1 of 4 layers tell some experts apart far worse than others"],
     }
 
 
@@ -158,7 +201,7 @@ def _lineage() -> dict[str, Any]:
     for variant in ("bam", "btx"):
         inputs[f"mix.{variant}"] = ["seed", *experts]
         inputs[f"train.{variant}"] = [f"mix.{variant}", *data]
-    inputs["evaluate"] = [*PERPLEXITY, *data]
+    inputs["evaluate"] = [*(name for name in PERPLEXITY if name != "ensemble"), *data]
     nodes = [
         {
             "stage": stage,

@@ -67,6 +67,8 @@ def built(inputs: ReportInputs, out: Path) -> tuple[dict[str, bytes], Page]:
 def test_writes_the_page_the_tables_and_the_figures(tmp_path: Path):
     made, _ = built(fake_run(), tmp_path)
     tables = ("bits_per_byte", "costs", "evaluation", "lineage", "mixes", "perplexity", "routing", "training")
+    tables += ("step0", "step0_perplexity", "step0_summary")
+    steps = ("step0-mix.bam", "step0-mix.btx")
     routing = (
         "mix.bam-attention",
         "mix.bam-ffn",
@@ -75,11 +77,18 @@ def test_writes_the_page_the_tables_and_the_figures(tmp_path: Path):
         "train.bam-ffn",
         "train.btx-ffn",
     )
-    figures = ("lineage", "training-balance", "training-branches", "training-mixtures")
+    figures = (
+        "lineage",
+        "step0-mix.bam",
+        "step0-mix.btx",
+        "training-balance",
+        "training-branches",
+        "training-mixtures",
+    )
     assert set(made) == {
         "report.html",
         *(f"tables/{name}.csv" for name in tables),
-        *(f"figures/{name}.svg" for name in figures),
+        *(f"figures/{name}.svg" for name in (*figures, *steps)),
         *(f"figures/routing-{name}.svg" for name in routing),
     }
 
@@ -94,7 +103,7 @@ def test_page_shows_the_perplexities_and_marks_the_best(tmp_path: Path):
 
 def test_returns_figures_of_the_inputs(tmp_path: Path):
     metrics = build_report(fake_run(), tmp_path)
-    assert metrics == {"n_models": 9.0, "n_domains": 4.0, "best_average_perplexity": 11.58}
+    assert metrics == {"n_models": 10.0, "n_domains": 4.0, "best_average_perplexity": 11.58}
 
 
 def test_equal_inputs_give_equal_bytes_in_any_process(tmp_path: Path):
@@ -151,7 +160,7 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path: Path):
 def test_every_drawing_has_words(tmp_path: Path):
     _, page = built(fake_run(), tmp_path)
     drawings = [attrs for tag, attrs in page.tags if tag == "svg"]
-    assert len(drawings) == 3 + 6 * len(DOMAINS) + 1
+    assert len(drawings) == 3 + 6 * len(DOMAINS) + 2 + 1
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in drawings)
     assert all(attrs.get("scope") for tag, attrs in page.tags if tag == "th")
 
@@ -205,7 +214,7 @@ def test_works_without_an_optional_part(left_out: str, tmp_path: Path):
     changes = OPTIONAL if left_out == "all" else {left_out: OPTIONAL[left_out]}
     made, page = built(fake_run(**changes), tmp_path)
     assert "train.bam has the lowest average perplexity: 11.58" in page.text
-    section = {"routing": "routing", "training": "training", "costs": "cost", "lineage": "lineage"}
+    section = {"routing": "routing", "training": "training", "costs": "cost", "lineage": "lineage", "mixes": "step0"}
     sections = {attrs.get("id") for tag, attrs in page.tags if tag == "section"}
     links = {attrs["href"][1:] for tag, attrs in page.tags if tag == "a"}
     assert links <= sections

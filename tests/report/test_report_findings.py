@@ -29,12 +29,14 @@ def changed(model: str, **figures: Any) -> ReportInputs:
 def test_headline_names_the_winner_and_its_rivals():
     found = find(fake_run())
     assert plain(found.headline) == (
-        "train.bam has the lowest average perplexity: 11.58, against train.btx (12.80), dense (13.28) and seed (17.16)."
+        "train.bam has the lowest average perplexity: 11.58, against train.btx (12.80), dense (13.28), "
+        "ensemble (12.95) and seed (17.16)."
     )
     assert [(tile.value, plain(tile.what)) for tile in found.tiles] == [
         ("11.58", "average perplexity of train.bam"),
         ("\u22129.5%", "against train.btx"),
         ("\u221212.8%", "against dense"),
+        ("\u221210.6%", "against ensemble"),
         ("\u221232.5%", "against seed"),
     ]
 
@@ -42,7 +44,7 @@ def test_headline_names_the_winner_and_its_rivals():
 def test_a_mixture_that_lost_is_not_made_the_winner():
     assert plain(find(changed("train.bam", average_perplexity=13.0)).headline).startswith("train.btx has the lowest")
     assert plain(find(changed("seed", average_perplexity=1.0)).headline) == (
-        "seed has the lowest average perplexity: 1.00, against train.bam (11.58) and dense (13.28)."
+        "seed has the lowest average perplexity: 1.00, against train.bam (11.58), dense (13.28) and ensemble (12.95)."
     )
 
 

@@ -1,0 +1,156 @@
+"""Run a model over rows of text with one tensor of it in memory at a time, as calibration and the receipt need.
+
+The modules are those of `bam_core.nn`; only where their tensors come from differs: each is made or read when the
+forward pass asks for it, and gone when it has been used. So the memory is that of one tensor and of the activations of
+CHUNK_TOKENS tokens, beside the residual stream of all rows.
+
+Invariant: the hidden states are those of an `LM` that holds the same tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from bam_core.checkpoint import TensorSource, open_tensors
+from bam_core.config import ModelConfig
+from bam_core.nn.attention import Rotary
+from bam_core.nn.block import Block
+from bam_core.nn.layers import Norm, rotary_tables
+from bam_core.nn.losses import next_token_loss
+from bam_core.nn.shapes import Shape
+
+CHUNK_TOKENS = 2048
+"""Tokens that go through a branch together; at least one row."""
+
+CHUNK_LOGITS = 2**23
+"""Logits that are in memory together."""
+
+Tensors = Callable[[str], Tensor]
+"""A tensor of the model by its name, made anew or read at each call."""
+
+Branch = Literal["attn", "ffn"]
+
+
+class Walk:
+    """The residual stream of all rows, advanced layer by layer. Its dtype is that of the tensors."""
+
+    def __init__(self, config: ModelConfig, tensors: Tensors, rows: Mapping[str, Tensor]) -> None:
+        """rows: name -> tokens_BT, all of one length; results go by these names."""
+        self.config = config
+        self.tensors = tensors
+        starts = [0]
+        for tokens_BT in rows.values():
+            starts.append(starts[-1] + len(tokens_BT))
+        self._spans = {name: slice(starts[i], starts[i + 1]) for i, name in enumerate(rows)}
+        self.x_BTD = F.embedding(torch.cat(list(rows.values())), tensors("embed.weight"))
+
+    def split(self, x_BTD: Tensor) -> dict[str, Tensor]:
+        """The rows of each name."""
+        return {name: x_BTD[span] for name, span in self._spans.items()}
+
+    def advance(self, layer: int, at_branch: Callable[[int, Branch, Tensor], None] | None = None) -> None:
+        """Through one layer, wired as in `Block`. at_branch: sees what a branch will read, before its tensors are
+        asked for, and may still change them and `config`."""
+        parallel = self.config.residual == "parallel"
+        h_BTD = self._normed(f"blocks.{layer}.{'norm' if parallel else 'attn_norm'}")
+        self._add(layer, "attn", h_BTD, at_branch)
+        if not parallel:
+            h_BTD = self._normed(f"blocks.{layer}.ffn_norm")
+        self._add(layer, "ffn", h_BTD, at_branch)
+
+    def _add(
+        self, layer: int, part: Branch, h_BTD: Tensor, at_branch: Callable[[int, Branch, Tensor], None] | None
+    ) -> None:
+        if at_branch is not None:
+            at_branch(layer, part, h_BTD)
+        for rows, y_BTD in branch_output(self.config, layer, part, self.tensors, h_BTD):
+            self.x_BTD[rows] += y_BTD
+
+    def nll(self, targets: Mapping[str, Tensor]) -> dict[str, float]:
+        """Mean negative log likelihood, in nats, of each name's targets_BT, after the last layer."""
+        w_VD = self.tensors("embed.weight" if self.config.tie_embeddings else "head.weight")
+        hidden = self.split(self._normed("norm"))
+        n_chunk = max(1, CHUNK_LOGITS // len(w_VD))
+        found = {}
+        for name, targets_BT in targets.items():
+            h_ND, targets_N = hidden[name].flatten(0, 1), targets_BT.flatten()
+            chunks = zip(torch.split(h_ND, n_chunk), torch.split(targets_N, n_chunk), strict=True)
+            total = sum(float(next_token_loss(F.linear(h, w_VD), wanted)) for h, wanted in chunks)
+            found[name] = total / targets_BT.numel()
+        return found
+
+    def _normed(self, name: str) -> Tensor:
+        norm = Norm(self.config.d_model, self.config.norm_eps, self.config.norm)
+        norm.weight = nn.Parameter(self.tensors(f"{name}.weight"), requires_grad=False)
+        h_BTD: Tensor = norm(self.x_BTD)
+        return h_BTD
+
+
+def branch_output(
+    config: ModelConfig, layer: int, part: Branch, tensors: Tensors, h_BTD: Tensor
+) -> Iterator[tuple[slice, Tensor]]:
+    """What one branch makes of its input, a few rows at a time: which rows, and y_BTD of them."""
+    module = _branch(config, layer, part, tensors)
+    n_rows = max(1, CHUNK_TOKENS // h_BTD.shape[1])
+    more = (rotary(config, h_BTD), None) if part == "attn" else ()
+    for start in range(0, len(h_BTD), n_rows):
+        rows = slice(start, start + n_rows)
+        yield rows, module(h_BTD[rows], *more)[0]
+
+
+def rotary(config: ModelConfig, x_BTD: Tensor) -> Rotary:
+    cos, sin = rotary_tables(config.max_seq_len, config.rotary_dim, config.rope_theta, x_BTD.dtype, x_BTD.device)
+    return cos[: x_BTD.shape[1]], sin[: x_BTD.shape[1]]
+
+
+def _branch(config: ModelConfig, layer: int, part: Branch, tensors: Tensors) -> nn.Module:
+    """One branch of one layer that holds no tensor, and asks for each where its forward pass names it."""
+    with torch.device("meta"):
+        module = Block(config, layer).get_submodule(part)
+    for owner_name, owner in list(module.named_modules()):
+        for name in [name for name, _ in owner.named_parameters(recurse=False)]:
+            full = ".".join(filter(None, (f"blocks.{layer}.{part}", owner_name, name)))
+            parametrize.register_parametrization(owner, name, _Asked(tensors, full), unsafe=True)
+    return module.eval()
+
+
+class _Asked(nn.Module):
+    """In the place of a parameter: what `tensors` has under its name."""
+
+    def __init__(self, tensors: Tensors, name: str) -> None:
+        super().__init__()
+        self.tensors, self.name = tensors, name
+
+    def forward(self, placeholder: Tensor) -> Tensor:
+        return self.tensors(self.name)
+
+
+class ReopenedTensors:
+    """The tensors of a model folder, mapped into memory one at a time: a file that stays open keeps all that was ever
+    read of it resident."""
+
+    def __init__(self, folder: Path) -> None:
+        source = open_tensors(folder)
+        self._folder = folder
+        self._shapes = {name: source.shape(name) for name in source.names()}
+
+    def names(self) -> list[str]:
+        return list(self._shapes)
+
+    def shape(self, name: str) -> Shape:
+        return self._shapes[name]
+
+    def get(self, name: str) -> Tensor:
+        return open_tensors(self._folder).get(name)
+
+
+def stored(source: TensorSource, dtype: torch.dtype = torch.float32) -> Tensors:
+    """The tensors of a dense model as they are, in another dtype."""
+    return lambda name: source.get(name).to(dtype)

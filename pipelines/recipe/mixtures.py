@@ -1,0 +1,87 @@
+"""The keys under `variants`: how the dense experts become one model.
+
+Types and defaults only, the same as those of `bam_core.upcycle.variants`, which says what they mean and what must hold
+between them. A test compares the two.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from bam_core.config import Gate, KeysValues
+from pipelines.recipe.base import Named, Part
+from pipelines.recipe.values import Count, Number, Text
+
+
+def _word_or(other: str) -> Discriminator:
+    """Chooses between a word and a group of keys (or a list), so that an error speaks of the one that was meant."""
+    return Discriminator(lambda value: "word" if isinstance(value, str) else other)
+
+
+Experts = Annotated[
+    Annotated[Literal["per-domain", "random"], Tag("word")] | Annotated[list[Text], Tag("names")],
+    _word_or("names"),
+]
+
+
+class AttentionVariant(Part):
+    """A mixture of attention: `soft` uses every expert, `top_k` the best `top_k`."""
+
+    experts: Experts = "per-domain"
+    routing: Literal["soft", "top_k"] = "soft"
+    top_k: Count | None = None
+    kv: KeysValues = "expert"
+    gate: Gate = "softmax_topk"
+    layers: list[Count] | None = None
+    dense_router_gradient: bool = False
+
+
+class FFNVariant(Part):
+    """FFN experts, of which each token uses `top_k`, or with `soft` all."""
+
+    experts: Experts = "per-domain"
+    routing: Literal["top_k", "soft"] = "top_k"
+    top_k: Count = 1
+    gate: Gate = "softmax_topk"
+    scale: Literal["none", "gate", "experts", "weights"] = "none"
+    shared_expert: bool = False
+    layers: list[Count] | None = None
+    soft_layers: list[Count] = Field([])
+    split: Count = 1
+    capacity_factor: Number | None = None
+    balance: Literal["loss", "bias"] = "loss"
+    dense_router_gradient: bool = False
+
+
+MergeMethod = Literal["mean", "weighted", "seed", "slerp", "ties", "dare"]
+
+
+class MergeVariant(Part):
+    """How tensors that are no experts become one. weights: with `weighted`, of each domain's model."""
+
+    method: MergeMethod = "mean"
+    weights: Named[Number] = Field({})
+    density: Number = 0.2
+    drop: Number = 0.5
+
+
+Merged = Annotated[Literal["merged"], Tag("word")]
+
+
+class Variant(Part):
+    """How the dense experts become one model; a `merged` part of them becomes one by `merge`."""
+
+    attention: Annotated[Merged | Annotated[AttentionVariant, Tag("experts")], _word_or("experts")]
+    ffn: Annotated[Merged | Annotated[FFNVariant, Tag("experts")], _word_or("experts")]
+    router_init: Literal["random", "zero", "orthogonal", "centroid", "ridge"] = "random"
+    router_std: Number = 0.02
+    merge: Annotated[Annotated[MergeMethod, Tag("word")] | Annotated[MergeVariant, Tag("keys")], _word_or("keys")] = (
+        "mean"
+    )
+
+    def spec(self) -> dict[str, Any]:
+        """As `bam_core.upcycle.variants.Variant.from_json` reads it, without the name."""
+        found = self.model_dump(exclude_none=True)
+        return found | {"merge": {"method": self.merge}} if isinstance(self.merge, str) else found

@@ -1,0 +1,132 @@
+"""`edit.<new>`: a mixture with one expert more, or one fewer, and what that did to it (`bam expert add | remove`).
+
+`edit.json` says of each tensor what it was made from, with digests, and the perplexity before and after.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from bam_core.checkpoint import load_model, model_card, open_tensors, read_config, write_model
+from bam_core.data.shards import ShardedRows
+from bam_core.evaluate.perplexity import score
+from bam_core.nn.costs import params_active, params_total
+from bam_core.nn.lm import LM
+from bam_core.protocols import StageContext
+from bam_core.upcycle.edit import Edit, adding, edited, removing
+
+ROWS_COMPARED = 4
+"""Rows of each domain on which the logits before and after are compared."""
+
+
+def run(context: StageContext) -> Mapping[str, Any]:
+    torch.set_num_threads(context.resources.cpus)
+    config, base = context.config, context.inputs["base"]
+    edit = _edit(context)
+    expert = open_tensors(context.inputs["expert"]) if "expert" in context.inputs else None
+    tensors: dict[str, Any] = {}
+    made = edited(
+        edit,
+        open_tensors(base),
+        expert,
+        router_row=config.get("router_row", "zeros"),
+        factors=config.get("factors"),
+        provenance=tensors,
+    )
+    write_model(
+        context.out,
+        edit.target,
+        made,
+        tokenizer=base / "tokenizer.json",
+        card=_card(context, edit),
+        provenance={"stage": context.stage, "key": context.key},
+    )
+    rows = _rows(context)
+    before, after = load_model(base).eval(), load_model(context.out).eval()
+    report = {
+        "operation": config["operation"],
+        "name": config["name"],
+        "base": _ref(context, "base"),
+        "expert": _ref(context, "expert"),
+        "experts": {"before": list(before.config.experts), "after": list(after.config.experts)},
+        **({"router_row": config["router_row"]} if "router_row" in config else {}),
+        "perplexity": {
+            "before": _perplexities(before, rows, config["tokens"]),
+            "after": _perplexities(after, rows, config["tokens"]),
+        },
+        "logit_difference": _logit_difference(before, after, rows),
+        "tensors": tensors,
+    }
+    (context.out / "edit.json").write_text(json.dumps(report, indent=1) + "\n")
+    return _metrics(context, edit, report)
+
+
+def _edit(context: StageContext) -> Edit:
+    mixture = read_config(context.inputs["base"])
+    if context.config["operation"] == "add":
+        return adding(mixture, read_config(context.inputs["expert"]), context.config["name"])
+    return removing(mixture, context.config["name"])
+
+
+def _rows(context: StageContext) -> dict[str, ShardedRows]:
+    roles = [role for role in context.inputs if role.startswith("data.")]
+    return {role.removeprefix("data."): ShardedRows(context.inputs[role] / "valid") for role in roles}
+
+
+def _perplexities(model: LM, rows: Mapping[str, ShardedRows], max_tokens: int) -> dict[str, float]:
+    """Domain -> perplexity of held-out text."""
+    return {domain: score(model, found, max_tokens)[0].perplexity for domain, found in rows.items()}
+
+
+@torch.inference_mode()
+def _logit_difference(before: LM, after: LM, rows: Mapping[str, ShardedRows]) -> float:
+    """The largest change of any logit, on a few rows of held-out text, or on any tokens where there is none."""
+    config = before.config
+    any_T = torch.arange(min(config.max_seq_len, config.vocab_size))
+    texts = [found[np.arange(i, i + 1)] for found in rows.values() for i in range(min(ROWS_COMPARED, len(found)))]
+    worst = 0.0
+    for tokens_BT in [torch.from_numpy(text)[:, :-1] for text in texts] or [any_T[None]]:
+        was, now = (model.logits(model(tokens_BT).hidden_BTD) for model in (before, after))
+        worst = max(worst, (was - now).abs().max().item())
+    return worst
+
+
+def _ref(context: StageContext, role: str) -> dict[str, str] | None:
+    record = context.records.get(role)
+    return None if record is None else {"stage": record.stage, "key": record.key}
+
+
+def _card(context: StageContext, edit: Edit) -> str:
+    operation, name = context.config["operation"], context.config["name"]
+    what = {
+        "add": f"A mixture that was given the expert {name!r}, which is not heard until training takes its bias to 0.",
+        "remove": f"A mixture without its expert {name!r}.",
+    }
+    return model_card(
+        name=context.stage,
+        what=what[operation],
+        config=edit.target,
+        parents={role: (record.stage, record.key) for role, record in context.records.items()},
+        facts={"experts": ", ".join(edit.target.experts), "key": context.key},
+    )
+
+
+def _metrics(context: StageContext, edit: Edit, report: Mapping[str, Any]) -> dict[str, Any]:
+    """lineage_*: all training behind it; of an expert that was added, its own stage's, as both had one seed."""
+    base = context.records["base"].metrics
+    added = context.records["expert"].metrics if "expert" in context.records else {}
+    figures: dict[str, Any] = {
+        "params_total": params_total(edit.target),
+        "params_active": params_active(edit.target),
+        "logit_difference": report["logit_difference"],
+    }
+    for what in ("tokens", "flops"):
+        figures[f"lineage_{what}"] = base.get(f"lineage_{what}", 0) + added.get(f"train_{what}", 0)
+    for when, found in report["perplexity"].items():
+        figures |= {f"perplexity_{when}.{domain}": value for domain, value in found.items()}
+    return figures
