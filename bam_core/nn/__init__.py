@@ -7,7 +7,8 @@ function), `moa` (mixture of attention), `moe` (FFN experts), `block`, `lm`; the
 The suffix of a tensor's name is its logical shape:
 
     B batch   T query position   S key position   N tokens (B*T)   L layers   V vocabulary
-    D d_model   F hidden width of one expert's SwiGLU   C channels of a head   R rows of any matrix
+    D d_model   F hidden width of one expert's SwiGLU   C channels of a head   X those of a value head
+    R rows of any matrix, or channels of a head that rotate
     H query heads   G key/value heads   E experts   K experts chosen for a token
 
 Every matrix is stored with D last: one row is one channel (of a query, a key, a hidden neuron) as a vector of

@@ -10,8 +10,8 @@ A factor that the variant put to an expert's tensors is put to the dense model's
 A router has no bias, so no router sends every input to one expert; but some router does for N <= D given inputs: with
 their matrix H_ND, the vector d with H d = 1 gives expert i the logit +LOGIT and the others -LOGIT on each of them.
 
-Memory: in float64, one expert's slice of one tensor at a time. The other experts are zeros, which take none: their
-gates are exactly 0.
+Memory: in float64, one expert's slice of one tensor at a time. The other experts, whose gates are exactly 0, are zeros,
+and memory that was never written to takes none.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -147,7 +148,7 @@ class _Written:
             shape = self.source.shape(name)
             if shape == own.shape(name):
                 return own.get(name).to(WIDE)
-            alone = torch.zeros(shape, dtype=WIDE)
+            alone = torch.from_numpy(np.zeros(shape))  # not torch's: it would touch, and so take, all of it
             alone[expert] = self.source.get(name)[expert]
             return alone
 

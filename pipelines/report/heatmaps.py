@@ -138,8 +138,10 @@ def _column_name(expert: str) -> str:
         head, found, tail = expert.rpartition(sign)
         if found and tail.isdigit() and len(tail) <= 3:
             name, mark, number = head, sign, tail
-    room = CELL_W + 4 - CHAR * len(mark + number)
-    return shortened(name, room) + mark + number
+    if not mark:
+        return name
+    wide = CHAR * (len(mark + number) + (0.5 if mark == "#" else 0))
+    return shortened(name, CELL_W - wide) + mark + number
 
 
 def _in_words(experts: Sequence[str], rows_LE: Sequence[Sequence[Any]]) -> str:

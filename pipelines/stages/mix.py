@@ -35,7 +35,7 @@ from bam_core.upcycle.variants import (
 )
 from bam_core.upcycle.walk import ReopenedTensors
 
-MIN_SHARD_BYTES = 100_000_000
+MIN_SHARD_BYTES = 64_000_000
 
 
 def run(context: StageContext) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from upcycle_models import DENSE, NAMES, random_tensors, write
 
-from bam_core.checkpoint import load_model, model_card, open_tensors, read_config, tensor_sha256
+from bam_core.checkpoint import load_model, model_card, open_tensors, read_config, read_digests, tensor_sha256
 from bam_core.config import AttentionExperts, FFNExperts, ModelConfig
 from bam_core.errors import InvalidInput
 from bam_core.nn.costs import params_total
@@ -79,7 +79,8 @@ def test_round_trip_is_exact(tmp_path: Path, max_shard_bytes: int) -> None:
 def test_mixture_config_round_trips_beside_its_provenance(tmp_path: Path) -> None:
     folder = write(tmp_path, SHARED_KV, provenance={"stage": "mix.bam", "key": "0f"})
     assert read_config(folder) == SHARED_KV
-    assert json.loads((folder / "config.json").read_text())["bam"] == {"stage": "mix.bam", "key": "0f"}
+    made_by = json.loads((folder / "config.json").read_text())["bam"]
+    assert {name: made_by[name] for name in ("stage", "key")} == {"stage": "mix.bam", "key": "0f"}
 
 
 def test_shards_hold_no_more_than_asked_and_are_indexed(tmp_path: Path) -> None:
@@ -161,6 +162,25 @@ def test_writing_holds_one_shard_and_one_tensor(tmp_path: Path) -> None:
     finally:
         gc.enable()
     assert limit < most_bytes <= limit + largest
+
+
+@pytest.mark.parametrize("max_shard_bytes", [700, 1_000_000])
+def test_the_digest_of_every_tensor_is_in_the_config(tmp_path: Path, max_shard_bytes: int) -> None:
+    folder = write(tmp_path, MIXTURE, max_shard_bytes=max_shard_bytes)
+    source = open_tensors(folder)
+    digests = read_digests(folder)
+    assert list(digests) == sorted(tensor_shapes(MIXTURE))
+    assert digests == {name: tensor_sha256(source.get(name)) for name in source.names()}
+    assert read_config(folder) == MIXTURE
+
+
+def test_a_folder_without_digests_is_read_all_the_same(tmp_path: Path) -> None:
+    path = write(tmp_path) / "config.json"
+    data = json.loads(path.read_text())
+    for made_by in ({"stage": "seed"}, {}, None):
+        path.write_text(json.dumps(data | {"bam": made_by}))
+        assert read_digests(tmp_path) == {}
+        load_model(tmp_path)
 
 
 # --- loading
@@ -259,6 +279,11 @@ def test_card_says_what_it_is_and_what_made_it() -> None:
         "- mix: `mix.bam`, key `0123456789ab`\n",
     ):
         assert row in card
+    copies = ("general", "general", "law")
+    ffn = FFNExperts(6, 2, slots=copies, split=2, layers=(1,))
+    some = model_card(name="x", what="", config=replace(MIXTURE, ffn=ffn), parents={}, facts={})
+    wanted = "general/1, general/2, general#2/1, general#2/2, law/1, law/2; top 2 of 6, softmax_topk; in layers 1 |"
+    assert f"| FFN experts | {wanted}" in some
     seed = model_card(name="seed", what="Dense.", config=DENSE, parents={}, facts={})
     assert "random weights" in seed
     assert "experts" not in seed

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from upcycle_models import write
 
-from bam_core.checkpoint import load_model, open_tensors, read_config
+from bam_core.checkpoint import load_model, open_tensors, read_config, read_digests
 from bam_core.errors import ArtifactDamaged, InvalidInput
 
 Damage = Callable[[Path], object]
@@ -100,3 +100,10 @@ def test_index_must_agree_with_its_shards(tmp_path: Path) -> None:
     path.write_text(json.dumps(index))
     with pytest.raises(ArtifactDamaged, match=r"model-0000\d-of.*blocks\.1\.ffn\.w_up"):
         open_tensors(tmp_path)
+
+
+def test_digests_that_are_no_table_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path) / "config.json"
+    path.write_text(edited(path, bam={"tensors": ["norm.weight"]}))
+    with pytest.raises(ArtifactDamaged, match=r"bam\.tensors"):
+        read_digests(tmp_path)

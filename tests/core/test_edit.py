@@ -73,7 +73,8 @@ class Mixed:
             if name.endswith(".balance_bias"):
                 tensor.copy_(0.05 * torch.randn(tensor.shape, generator=generator))
             if name.endswith(".router"):
-                tensor.mul_(20)  # a router that has learned to tell experts apart
+                # A router that has learned: of two equal logits, torch chooses by the number of experts.
+                tensor.mul_(20).add_(torch.randn(tensor.shape, generator=generator), alpha=0.1)
         self.source = InMemory(self.tensors)
 
     def recorded(self, name: str) -> Recorded:
@@ -138,20 +139,16 @@ def test_the_new_expert_is_the_dense_model_in_its_place(spec: str) -> None:
             assert torch.equal(tensors[name][:n_old], mixed.tensors[name])
             assert not tensors[name][n_old:].any()
         elif kind != "balance_bias":
-            order = list(range(len(tensors[name])))
-            assert torch.equal(tensors[name][order], at_once[name]), name
+            assert torch.equal(tensors[name], at_once[name]), name
 
 
 def test_a_router_row_may_start_from_the_mean() -> None:
     mixed = Mixed("bam")
-    tensors = dict(edited(adding(mixed.config, DENSE, "math"), mixed.source, mixed.dense["math"], router_row="mean"))
+    edit = adding(mixed.config, DENSE, "math")
+    tensors = dict(edited(edit, mixed.source, mixed.dense["math"], router_row="mean"))
     router = "blocks.1.attn.router"
     assert torch.equal(tensors[router][3], mixed.tensors[router].double().mean(0).float())
-    assert (logits(mixed.config, mixed.tensors) - logits(replace_add(mixed), tensors)).abs().max() <= STEP_0
-
-
-def replace_add(mixed: Mixed) -> ModelConfig:
-    return adding(mixed.config, DENSE, "math").target
+    assert (logits(mixed.config, mixed.tensors) - logits(edit.target, tensors)).abs().max() <= STEP_0
 
 
 def test_the_new_expert_is_scaled_as_the_others_are() -> None:
@@ -214,7 +211,7 @@ def test_removing_is_as_if_the_expert_had_never_a_chance(spec: str) -> None:
 def test_removing_takes_all_copies_and_the_top_k_down() -> None:
     mixed = Mixed("copies", routing="top_k", top_k=3)
     target = removing(mixed.config, "general").target
-    assert target.experts == ("law", "code") or target.experts == ("code", "law")
+    assert set(target.experts) == {"law", "code"}
     assert target.ffn is not None
     assert (target.ffn.n_experts, target.ffn.top_k, target.ffn.slots) == (2, 2, ("law", "code"))
     assert target.attention is not None

@@ -300,12 +300,15 @@ def test_a_model_with_every_option_has_the_tensors_that_its_config_says() -> Non
     } | {f"blocks.{layer}.ffn.{name}_bias" for layer in (1, 2) for name in ("router", "balance")}
 
 
-def test_experts_are_where_the_config_puts_them_and_a_soft_layer_uses_all() -> None:
-    model = LM(EVERYTHING).double()
+def test_experts_and_gains_are_where_the_config_puts_them_and_a_soft_layer_uses_all() -> None:
+    model = LM(replace(EVERYTHING, ffn=replace(EVERYTHING.ffn, gain=(2.0, 3.0, 5.0)))).double()
     init_weights(model, seed=1)
     routing = model(torch.randint(31, (2, 9), generator=torch.Generator().manual_seed(0))).routing
     assert [layer.attention is not None for layer in routing] == [True, False, True]
-    assert [None if layer.ffn is None else layer.ffn.experts_NK.shape[-1] for layer in routing] == [None, 2 * E, 2]
+    dense, soft, sparse = (layer.ffn for layer in routing)
+    assert dense is None
+    torch.testing.assert_close(soft.weights_NK, 3 * soft.probs_NE, **EXACT)
+    torch.testing.assert_close(sparse.weights_NK, 5 * sparse.probs_NE.topk(2, -1).values, **EXACT)
 
 
 @pytest.mark.parametrize("residual", ["parallel", "sequential"])

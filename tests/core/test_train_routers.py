@@ -103,7 +103,7 @@ def test_balancing_moves_the_choice_by_its_rate_against_the_load() -> None:
     model = fresh(with_ffn(balance="bias"))
     move_balance(model, torch.tensor([[10.0, 1.0, 1.0], [4.0, 4.0, 4.0]], dtype=torch.float64), rate=0.3)
     first, second = (block.ffn.balance_bias for block in model.blocks)
-    # -0.3, +0.3, +0.3 less their mean, 0.1; equal thirds are balanced although 1/3 is not exact.
+    # -0.3, +0.3, +0.3 less their mean, 0.1; equal loads move nothing.
     torch.testing.assert_close(first.detach(), torch.tensor([-0.4, 0.2, 0.2]), rtol=1e-6, atol=0)
     assert not second.any()
     move_balance(model, torch.tensor([[2.0, 9.0, 4.0], [5.0, 3.0, 4.0]], dtype=torch.float64), rate=0.3)

@@ -165,13 +165,13 @@ def test_every_option_reaches_the_config() -> None:
 @pytest.mark.parametrize("init", ROUTER_INITS)
 def test_a_router_std_that_saturates_the_gate_is_refused(init: str) -> None:
     """mergekit's "random" has std 1: logits of std sqrt(D)."""
-    loud = Variant("v", "merged", FFNSpec(), router_init=init, router_std=0.36)
+    loud = Variant("v", "merged", FFNSpec(), router_init=init, router_std=0.72)
     if init == "zero":
         assert mixture_config(DENSE, NAMES, loud).is_mixture
         return
-    with pytest.raises(InvalidInput, match=r"router_std: 0.36: gives logits of std 1\.02 .*0\.35 or less"):
+    with pytest.raises(InvalidInput, match=r"router_std: 0.72: gives logits of std 2\.04 .*0\.71 or less"):
         mixture_config(DENSE, NAMES, loud)
-    assert mixture_config(DENSE, NAMES, replace(loud, router_std=0.35)).is_mixture
+    assert mixture_config(DENSE, NAMES, replace(loud, router_std=0.7)).is_mixture
 
 
 @pytest.mark.parametrize(

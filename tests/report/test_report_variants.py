@@ -52,7 +52,7 @@ SIX = ["general", "code", "law", "math", "general#2", "general#3"]
 def test_copies_have_columns_of_their_own_all_outlined_as_their_domains():
     even = [[1 / 6] * 6] * 2
     general, code, *_ = ffn_panels(with_ffn(SIX, even))
-    assert texts(general, "mid")[:6] == ["general", "code", "law", "math", "gene…#2", "gene…#3"]
+    assert texts(general, "mid")[:6] == ["general", "code", "law", "math", "ge…#2", "ge…#3"]
     outlined = [[e for e in panel.children if e.get("class") == "own"] for panel in (general, code)]
     assert [len(found) for found in outlined] == [3, 1]
     assert len({e.get("x") for e in outlined[0]}) == 3
