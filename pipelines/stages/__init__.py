@@ -29,10 +29,10 @@ KINDS: dict[str, StageKind] = {
     "data": StageKind("data", 1),
     "seed": StageKind("seed", 1, trains=True),
     "expert": StageKind("expert", 1, trains=True),
-    "mix": StageKind("mix", 1),
+    "mix": StageKind("mix", 2),
     "edit": StageKind("edit", 1),
     "train": StageKind("train", 1, trains=True),
     "dense": StageKind("dense", 1, trains=True),
-    "evaluate": StageKind("evaluate", 1),
-    "report": StageKind("report", 1),
+    "evaluate": StageKind("evaluate", 2),
+    "report": StageKind("report", 2),
 }

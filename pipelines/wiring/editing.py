@@ -51,14 +51,15 @@ def add_expert(
     base, expert = model_record(ref, known), model_record(expert_ref, known)
     dense = read_config(store.localize(expert))
     adding(read_config(store.localize(base)), dense, name)
-    problems = list(expert_problems({"the expert": dense}, {"the expert": open_tensors(store.localize(expert))}))
-    if problems := [*problems, *_of_another_seed(base, expert, known)]:
-        raise InvalidInput("expert to add", problems)
     config = {"operation": "add", "name": name, "router_row": router_row, "tokens": tokens}
     if factors := _factors(base, known, store):
         config["factors"] = factors
-    inputs = {"base": base, "expert": expert}
-    return _edit(new or f"{_short(base)}-{name}", config, inputs, known, settings, display)
+    stage, inputs = _stage(new or f"{_short(base)}-{name}", config, {"base": base, "expert": expert}, known)
+    problems = list(_of_another_seed(base, expert, known))
+    problems += expert_problems({"the expert": dense}, {"the expert": open_tensors(store.localize(expert))})
+    if problems:
+        raise InvalidInput("expert to add", problems)
+    return _make(stage, inputs, settings, display)
 
 
 def remove_expert(
@@ -73,17 +74,14 @@ def remove_expert(
     base = model_record(ref, known)
     removing(read_config(store.localize(base)), name)
     config = {"operation": "remove", "name": name, "tokens": tokens}
-    return _edit(new or f"{_short(base)}-without-{name}", config, {"base": base}, known, settings, display)
+    stage, inputs = _stage(new or f"{_short(base)}-without-{name}", config, {"base": base}, known)
+    return _make(stage, inputs, settings, display)
 
 
-def _edit(
-    new: str,
-    config: Mapping[str, Any],
-    models: Mapping[str, Record],
-    known: Known,
-    settings: Settings,
-    display: Display,
-) -> Edited:
+def _stage(
+    new: str, config: Mapping[str, Any], models: Mapping[str, Record], known: Known
+) -> tuple[Stage, dict[str, Record]]:
+    """The stage and what fills its roles: the models, and the text that they were made with. Raises InvalidInput."""
     inputs = dict(models)
     for model in models.values():
         for record in upstream(model, known):
@@ -92,6 +90,10 @@ def _edit(
     roles = {role: record.stage for role, record in inputs.items()}
     stage = Stage(f"edit.{new}", "edit", KINDS["edit"].version, config, roles)
     require_fitting(stage, inputs)
+    return stage, inputs
+
+
+def _make(stage: Stage, inputs: Mapping[str, Record], settings: Settings, display: Display) -> Edited:
     result = run_given(stage, inputs, settings, display)
     store = open_store(settings)
     made = store.record(stage.name, result.stages[0].key) if result.status == "done" else None
@@ -104,7 +106,13 @@ def _edit(
 def _of_another_seed(base: Record, expert: Record, known: Known) -> Iterator[Problem]:
     """Dense models that branched from different seeds do not share a space."""
     behind = [
-        {key12(record.key) for record in upstream(model, known) if record.stage == "seed"} for model in (base, expert)
+        {
+            key12(ref.key)
+            for made in (model, *upstream(model, known))
+            for ref in (made.ref, *made.inputs.values())
+            if ref.stage == "seed"
+        }
+        for model in (base, expert)
     ]
     if all(behind) and not behind[0] & behind[1]:
         wanted = f"must be the mixture's, {', '.join(sorted(behind[0]))}"

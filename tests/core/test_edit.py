@@ -71,7 +71,7 @@ class Mixed:
         generator = torch.Generator().manual_seed(5)
         for name, tensor in self.tensors.items():
             if name.endswith(".balance_bias"):
-                tensor.copy_(0.05 * torch.randn(tensor.shape, generator=generator))
+                tensor.copy_(0.5 * torch.randn(tensor.shape, generator=generator))
             if name.endswith(".router"):
                 # A router that has learned: of two equal logits, torch chooses by the number of experts.
                 tensor.mul_(20).add_(torch.randn(tensor.shape, generator=generator), alpha=0.1)

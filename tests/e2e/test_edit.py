@@ -38,8 +38,7 @@ def test_removing_reports_every_domain_before_and_after(done: Place) -> None:
         assert now != was
     assert report["logit_difference"] > 1e-3
     assert answer["edit"]["perplexity"] == report["perplexity"]
-    assert all((done.store in path.parents) for path in before if path.exists()), "nothing that was there is gone"
-    assert before <= set(done.store.rglob("*"))
+    assert before <= set(done.store.rglob("*")), "all that was there still is"
 
     words = ok(done.bam("expert", "remove", "train.bam", "law", "--tokens", "2000")).out
     for domain in (*DOMAINS, "average"):
@@ -114,7 +113,6 @@ def test_of_a_trained_mixture_the_shared_tensors_are_whose_was_asked(finished: P
         assert torch.equal(found.get("blocks.1.attn.w_o"), mixture.get("blocks.1.attn.w_o")[2])
         card = (folder / "MODEL_CARD.md").read_text()
         assert f"| shared tensors | the {'dense parent' if shared == 'parent' else 'mixture'}'s |" in card
-        assert ok(finished.bam("expert", "extract", "train.bam", "law", str(folder) + "-again")).out
         answer = finished.bam("expert", "extract", "train.bam", "law", str(folder))
         assert (answer.status, answer.out) == (2, "")
         assert "exists already" in answer.err
@@ -147,7 +145,7 @@ def test_an_expert_of_another_tokenizer_or_seed_is_refused(done: Place) -> None:
     tokenizer = done.bam(*other)
     ok(done.run("--until", "expert.code", "--set", "seed=1", "--set", "tokenizer.vocab_size=300"))
     seed = done.bam(*other)
-    for answer, words in ((tokenizer, "the expert.seed"), (seed, "the expert.seed")):
+    for answer, words in ((tokenizer, "was made with another tokenizer than train.bam@"), (seed, "the expert.seed")):
         assert (answer.status, answer.out) == (2, "")
         assert words in answer.err
     assert not list(done.store.glob("artifacts/edit.*"))

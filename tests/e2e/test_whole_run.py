@@ -70,7 +70,7 @@ def test_the_report_comes_with_tables_and_figures(finished: Place) -> None:
 
 def test_perplexity_json_keeps_its_contract(finished: Place) -> None:
     models = json.loads(finished.perplexity())["models"]
-    assert set(models) == set(MODELS)
+    assert set(models) == {*MODELS, "ensemble"}
     for name, model in models.items():
         assert set(model) >= MODEL_KEYS
         assert set(model["domains"]) == set(DOMAINS)
@@ -79,6 +79,9 @@ def test_perplexity_json_keeps_its_contract(finished: Place) -> None:
             assert score["perplexity"] == pytest.approx(math.exp(score["nll"]))
             assert score["tokens"] > 0
         assert model["seeds"] == [0]
+        if name == "ensemble":  # no stage made it
+            assert model["experts"] == ["seed", "expert.code", "expert.law"]
+            continue
         made = finished.record(name)["metrics"]
         assert model["train_tokens"] == made.get("train_tokens", 0)
         assert model["params_total"] == made["params_total"]
@@ -128,7 +131,7 @@ def test_run_json_keeps_its_contract(finished: Place) -> None:
 
 def test_plan_json_keeps_its_contract(finished: Place) -> None:
     value = finished.plan().json
-    assert set(value) == {"stages", "models"}
+    assert set(value) == {"stages", "models", "warnings"}
     assert {stage["action"] for stage in value["stages"]} == {"reuse"}
     assert all(set(stage) >= {"stage", "key", "action", "reason", "cause"} for stage in value["stages"])
     assert set(value["models"]) == set(MODELS)
