@@ -130,7 +130,7 @@ def read_digests(folder: Path) -> dict[str, str]:
 
 
 def load_model(folder: Path, dtype: torch.dtype | None = None, device: str = "cpu") -> LM:
-    """Build the model of a folder with its weights.
+    """Build the model of a folder with its weights, in evaluation mode.
 
     dtype: as `LM.cast`; None is the dtype of the weights as stored, and float32 if that is narrower.
     Raises InvalidInput naming every tensor that is missing, unknown or of another shape; else as
@@ -144,7 +144,7 @@ def load_model(folder: Path, dtype: torch.dtype | None = None, device: str = "cp
     model.cast(dtype or torch.promote_types(source.get("embed.weight").dtype, torch.float32))
     for name, parameter in model.state_dict().items():
         parameter.copy_(source.get(name))
-    return model
+    return model.eval()
 
 
 def _require_tensors(folder: Path, config: ModelConfig, found: Mapping[str, Shape]) -> None:

@@ -3,8 +3,9 @@
 Invariant of adding: the logits do not change. The new expert's router rows start under a bias (`router_bias`) that
 leaves it exp(-30) of a probability, below rounding in float32; training then takes the bias to 0, so it is heard step
 by step. (Where equal logits compete for the last place of a top-k, as column groups of one FFN do before training,
-torch may choose another of them.) All that is not an expert stays the mixture's. Removing drops the expert's slices and its rows in the routers,
-whose softmax renormalises by itself; that does change what the mixture says, so it is measured (stage `edit`).
+torch may choose another of them.) All that is not an expert stays the mixture's. Removing drops the expert's slices and
+its rows in the routers, whose softmax renormalises by itself; that does change what the mixture says, so it is measured
+(stage `edit`).
 
 Not from a paper: `docs/deviations.md`.
 """

@@ -42,7 +42,7 @@ def test_other_text_of_one_domain_runs_that_domain_and_what_is_built_from_it(don
     assert reasons["data.law"][0] == "data"
     assert reasons["expert.law"] == ("input", "data.law runs")
     assert reasons["dense"] == ("input", "data.law runs")
-    assert reasons["mix.bam"] == ("input", "expert.law runs")
+    assert reasons["mix.bam"] == ("input", "expert.law and 1 more run"), "and its text, on which routers are measured"
 
     assert really_run(done) == {"data.law", "expert.law", "dense", *MIXTURES, *JUDGED}
     assert seen(done, others) == untouched

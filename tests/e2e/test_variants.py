@@ -83,6 +83,6 @@ def test_two_domains_and_a_tokenizer_of_their_own(up_to: Callable[..., Place], e
     answer = place.run()
     assert answer.status == 0, answer.err
     assert (place.artifact("tokenizer") / "tokenizer.json").read_bytes() == path.read_bytes()
-    assert set(json.loads(place.perplexity())["models"]) == {"seed", "expert.code", "mix.bam", "train.bam"}
+    assert set(json.loads(place.perplexity())["models"]) == {"seed", "expert.code", "mix.bam", "train.bam", "ensemble"}
     path.write_text(path.read_text() + "\n")
     assert place.plan().stages()["tokenizer"]["cause"] == "data", "keyed by content"
