@@ -1,7 +1,7 @@
 """Upcycling is a table: a variant is a list of rules over tensor names, and one `apply` follows them.
 
 Reading order: `specs` (what a variant can say), `variants` (BAM, BTX, soup; their configs), `rules` (what a rule is,
-and a variant's rules), `merge` and `router_init` (the two tables that rules name), `compat` (which models can be mixed),
-`coverage` (nothing missing, nothing lost), `apply` (one tensor at a time), `calibrate` (routers and scale fitted on
-text), `receipt` (what holds before any training), `edit` and `extract` (experts in and out of a mixture).
+and those of a variant), `merge` and `router_init` (the two tables that rules name), `compat` (which models can be
+mixed), `coverage` (nothing missing, nothing lost), `apply` (one tensor at a time), `walk` and `calibrate` (routers and
+scale fitted on text), `receipt` (what holds before any training), `edit` and `extract` (experts in and out).
 """

@@ -134,7 +134,8 @@ class _Mixture:
 
     @property
     def gains(self) -> tuple[float, ...]:
-        return tuple(self._gains) if self._scale == "gate" else ()
+        is_scaled = self._scale == "gate" and any(gain != 1 for gain in self._gains)
+        return tuple(self._gains) if is_scaled else ()
 
     def advance(self, layer: int) -> dict[str, float | None]:
         """Through one layer; what was measured there."""
@@ -179,6 +180,8 @@ class _Mixture:
         return tuple(slot for slot in experts.slots or self._target.experts for _ in range(split)), split
 
     def _gate_sum(self, experts: AttentionExperts | FFNExperts, router_ED: Tensor, h_BTD: Tensor) -> float:
+        if experts.gate != "softmax_topk" or experts.top_k == experts.n_experts:
+            return 1.0  # by construction; measured, it would be off by rounding
         sums_BT: Tensor = route(router_logits(h_BTD, router_ED), experts).weights_NK.double().sum(-1)
         means = [sums.mean().item() for sums in self.walk.split(sums_BT).values()]
         return fsum(means) / len(means)

@@ -186,7 +186,8 @@ def with_gains(target: ModelConfig, gains: Sequence[float] | None = None) -> Mod
     if gains is None:
         at_layer = [target.ffn_at(layer) for layer in range(target.n_layers)]
         gains = [1.0 if experts is None else float(start_factor(experts)) for experts in at_layer]
-    return replace(target, ffn=replace(target.ffn, gain=tuple(gains))).checked("gains")
+    gain = tuple(gains) if any(value != 1 for value in gains) else ()
+    return replace(target, ffn=replace(target.ffn, gain=gain)).checked("gains")
 
 
 def _unknown_models(variant: Variant, models: Sequence[str]) -> Iterator[Problem]:

@@ -1,7 +1,8 @@
 """The keys under `variants`: how the dense experts become one model.
 
-Types and defaults only, the same as those of `bam_core.upcycle.variants`, which says what they mean and what must hold
-between them. A test compares the two.
+Types and defaults only, those of `bam_core.upcycle.variants`, which says what they mean and what must hold between them;
+a test compares the two. Two defaults differ: routers start from text, and the gates make up for their sum. The core's
+are the paper's, and need no text; these were better in every run that we measured (docs/log.md).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class FFNVariant(Part):
     routing: Literal["top_k", "soft"] = "top_k"
     top_k: Count = 1
     gate: Gate = "softmax_topk"
-    scale: Literal["none", "gate", "experts", "weights"] = "none"
+    scale: Literal["none", "gate", "experts", "weights"] = "gate"
     shared_expert: bool = False
     layers: list[Count] | None = None
     soft_layers: list[Count] = Field([])
@@ -75,7 +76,7 @@ class Variant(Part):
 
     attention: Annotated[Merged | Annotated[AttentionVariant, Tag("experts")], _word_or("experts")]
     ffn: Annotated[Merged | Annotated[FFNVariant, Tag("experts")], _word_or("experts")]
-    router_init: Literal["random", "zero", "orthogonal", "centroid", "ridge"] = "random"
+    router_init: Literal["random", "zero", "orthogonal", "centroid", "ridge"] = "centroid"
     router_std: Number = 0.02
     merge: Annotated[Annotated[MergeMethod, Tag("word")] | Annotated[MergeVariant, Tag("keys")], _word_or("keys")] = (
         "mean"

@@ -44,6 +44,8 @@ def _problems(
         return
     soup = CoreVariant(variant.name, "merged", "merged")
     sound = {name: _sound(getattr(variant, name), getattr(part, name)) for name in ("attention", "ffn", "merge")}
+    if not isinstance(sound["ffn"], str):  # a scale fits any model, and would be worked out for every layer
+        sound["ffn"] = replace(sound["ffn"], scale="none")
     routers = {"router_init": variant.router_init, "router_std": variant.router_std}
     for changes in (*({name: value} for name, value in sound.items()), routers):
         asked = replace(soup, **changes)

@@ -73,8 +73,8 @@ def test_the_general_text_and_the_seed_number_reach_everything_built_from_them()
 @pytest.mark.parametrize(
     "written",
     [
-        ["variants.btx.router_init=random", "variants.btx.router_std=0.02", "variants.btx.merge=mean"],
-        ["variants.btx.merge={method: mean, density: 0.2}", "variants.btx.ffn.scale=none", "variants.btx.ffn.split=1"],
+        ["variants.btx.router_init=centroid", "variants.btx.router_std=0.02", "variants.btx.merge=mean"],
+        ["variants.btx.merge={method: mean, density: 0.2}", "variants.btx.ffn.scale=gate", "variants.btx.ffn.split=1"],
         ["variants.bam.attention={}", "variants.bam.ffn={}"],
         ["model.qk_norm=false", "model.rotary_frac=1", "model.tie_embeddings=true", "phases.mixture.gumbel_min=0.5"],
     ],
@@ -86,7 +86,10 @@ def test_a_default_that_is_written_out_changes_no_key(written: list[str]) -> Non
 def test_keys_are_made_of_what_is_not_at_its_default() -> None:
     """So a field that is added to a config later changes no key of a recipe that does not set it."""
     pipeline = bam.build(load_recipe("quickstart"), DIGESTS)
-    assert pipeline["mix.btx"].config["variant"] == {"name": "btx", "attention": "merged", "ffn": {}}
+    assert pipeline["mix.btx"].config["variant"] == {
+        **{"name": "btx", "attention": "merged"},
+        **{"ffn": {"scale": "gate"}, "router_init": "centroid"},  # the core's defaults are others
+    }
     assert pipeline["seed"].config["model"].keys().isdisjoint({"qk_norm", "rotary_frac", "layout_version"})
     assert pipeline["train.bam"].config["phase"].keys().isdisjoint({"beta1", "gumbel_min", "load_balancing_coef"})
 
