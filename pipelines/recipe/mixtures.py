@@ -1,8 +1,8 @@
 """The keys under `variants`: how the dense experts become one model.
 
-Types and defaults only, those of `bam_core.upcycle.variants`, which says what they mean and what must hold between them;
-a test compares the two. Two defaults differ: routers start from text, and the gates make up for their sum. The core's
-are the paper's, and need no text; these were better in every run that we measured (docs/log.md).
+Types and defaults only, those of `bam_core.upcycle.variants`, which says what they mean and what must hold between
+them; a test compares the two. Two defaults differ: routers start from text, and the gates make up for their sum. The
+core's are the paper's, and need no text; these were better in every run that we measured (docs/log.md).
 """
 
 from __future__ import annotations
