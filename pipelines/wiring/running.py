@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -71,6 +71,8 @@ def run(
         made.pipeline, made.decisions, _jobs(made, to_do, run_id), store, display, fail_fast=not keep_going
     )
     display.update(watcher.states())
+    if words := _memory_to_mix(made, to_do):
+        display.message(words)
     status, executor, handle = "interrupted", None, {}
     try:
         # MLflow and Ray each take seconds to start, and neither needs the other.
@@ -121,6 +123,15 @@ def run_stage(
         if decision.stage == name and decision.action == "blocked":
             raise UsageError(f"{name}: {decision.reason}; or add --with-deps, or give --input ROLE=REF")
     return run(recipe, settings, selection, display, wait=wait, inputs=given)
+
+
+def _memory_to_mix(made: Plan, to_do: Sequence[Decision]) -> str:
+    """Known before the start, so that nobody learns it from a killed process."""
+    mixed = [decision.stage for decision in to_do if decision.stage.startswith("mix.")]
+    if not mixed:
+        return ""
+    largest = max(mixed, key=lambda stage: made.models[stage]["mixing_bytes"])
+    return f"memory to mix: up to {made.models[largest]['mixing_bytes'] / 2**20:,.0f} MiB ({largest})"
 
 
 def run_given(stage: Stage, inputs: Mapping[str, Record], settings: Settings, display: Display) -> RunResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 
 from tests.e2e.kit import Place, executed, merged
@@ -106,3 +107,11 @@ def test_an_expert_of_another_shape_is_refused(up_to: Callable[..., Place]) -> N
     assert answer.status == 1
     assert "code.d_ff: 32: must be as in general, 24" in answer.err
     assert not place.is_done("mix.bam")
+
+
+def test_the_memory_to_mix_is_said_before_the_start(up_to: Callable[..., Place]) -> None:
+    answer = up_to("tokenizer", "data.*", "seed", "expert.*").run("--only", "mix.bam")
+    assert answer.status == 0, answer.err
+    lines = answer.err.splitlines()
+    [said] = [index for index, line in enumerate(lines) if re.match(r"memory to mix: up to \d+ MiB \(mix.bam\)", line)]
+    assert any("mix.bam" in line and "starts" in line for line in lines[said + 1 :])
