@@ -14,7 +14,7 @@ TOKENIZER = "tokenizer.json"
 
 def require_fitting(stage: Stage, records: Mapping[str, Record]) -> None:
     """records: of the roles whose artifacts are known. Raises InvalidInput with all that does not fit."""
-    problems = [*_of_wrong_kind(stage, records), *_of_other_tokenizer(records)]
+    problems = [*_of_wrong_kind(stage, records), *_of_other_tokenizer(records), *_of_other_seed(stage, records)]
     if problems:
         raise InvalidInput(f"inputs of {stage.name}", problems)
 
@@ -34,6 +34,22 @@ def _of_other_tokenizer(records: Mapping[str, Record]) -> Iterator[Problem]:
         if digest != made_with[first]:
             expected = f"was made with another tokenizer than {_name(records[first])}"
             yield Problem(role, _name(records[role]), expected, "make both from one tokenizer")
+
+
+def _of_other_seed(stage: Stage, records: Mapping[str, Record]) -> Iterator[Problem]:
+    """Experts of one mixture branch from one seed: averages of unrelated weights are noise. (One that branched from
+    another expert has its seed from there.)"""
+    if stage.function != "mix":
+        return
+    starts = {role: record.inputs["seed"] for role, record in records.items() if "seed" in record.inputs}
+    branched = {role: start.digest for role, start in starts.items() if start.stage == "seed"}
+    seed = records.get("seed")
+    wanted = seed.digest if seed is not None else next(iter(branched.values()), None)
+    for role, digest in branched.items():
+        if digest != wanted:
+            other = _name(seed) if seed is not None else _name(records[next(iter(branched))])
+            expected = f"was branched from another seed than {'' if seed is not None else 'that of '}{other}"
+            yield Problem(role, _name(records[role]), expected, "train both from one seed")
 
 
 def _tokenizer(record: Record) -> str | None:

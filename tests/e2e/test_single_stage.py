@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from typing import Any
+
+import pytest
 
 from tests.e2e.kit import Place, executed, merged
 
@@ -98,15 +101,24 @@ def test_inputs_of_another_kind_or_tokenizer_are_refused_before_anything_runs(up
     assert place.attempts() == before
 
 
-def test_an_expert_of_another_shape_is_refused(up_to: Callable[..., Place]) -> None:
+@pytest.mark.parametrize("change", [{"model": {"d_ff": 32}}, {"phases": {"seed": {"lr": 0.001}}}])
+def test_an_expert_of_another_seed_is_refused(up_to: Callable[..., Place], change: dict[str, Any]) -> None:
+    """Of another shape, or of equal shape, which nothing later would notice."""
     place = up_to("tokenizer", "data.*", "seed", "expert.*")
     other = Place(place.recipe.with_name("other.yaml"), place.store)
-    other.set_recipe(merged(place.recipe_dict(), {"model": {"d_ff": 32}}))
+    other.set_recipe(merged(place.recipe_dict(), change))
     assert other.run("--until", "expert.code").status == 0
     answer = place.bam("stage", "mix.bam", str(place.recipe), "--input", "expert.code=expert.code@latest")
-    assert answer.status == 1
-    assert "code.d_ff: 32: must be as in general, 24" in answer.err
+    assert answer.status == 2
+    assert "was branched from another seed than seed@" in answer.err
     assert not place.is_done("mix.bam")
+
+
+def test_an_expert_that_branched_from_an_expert_can_be_mixed(up_to: Callable[..., Place]) -> None:
+    place = up_to("tokenizer", "data.*", "seed", "expert.code")
+    assert place.bam("stage", "expert.law", str(place.recipe), "--input", "seed=expert.code").status == 0
+    answer = place.bam("stage", "mix.bam", str(place.recipe), "--input", "expert.law=expert.law@latest")
+    assert answer.status == 0, answer.err
 
 
 def test_the_memory_to_mix_is_said_before_the_start(up_to: Callable[..., Place]) -> None:
