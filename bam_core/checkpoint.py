@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bam_core.config import LAYOUT_VERSION, ModelConfig
+from bam_core.documents import read_json
 from bam_core.errors import ArtifactDamaged, InvalidInput, Problem, StoreError
 from bam_core.graph.record import require_inside
 from bam_core.nn.costs import params_active, params_total
@@ -70,7 +71,7 @@ def open_tensors(folder: Path) -> TensorSource:
     if not index.exists():
         file = _open_file(folder / WEIGHTS)
         return _SafetensorsFiles(dict.fromkeys(file.keys(), file))
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise ArtifactDamaged(f"{index}: has no weight_map of tensor names to file names")
     files: dict[str, Any] = {}
@@ -95,23 +96,13 @@ def _open_file(path: Path) -> Any:
     return file
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ArtifactDamaged(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise ArtifactDamaged(f"{path}: must hold a JSON object")
-    return data
-
-
 def read_config(folder: Path) -> ModelConfig:
     """Read what the model is; `bam`, the provenance, is left out.
 
     Raises ArtifactDamaged if the file is missing or not JSON, InvalidInput if it describes no possible model.
     """
     path = folder / CONFIG
-    data = _read_json(path)
+    data = read_json(path)
     data.pop("bam", None)
     try:
         return ModelConfig.from_json(data, where=str(path))
@@ -122,7 +113,7 @@ def read_config(folder: Path) -> ModelConfig:
 def read_digests(folder: Path) -> dict[str, str]:
     """Tensor name -> sha256 as written; empty for a folder from before digests were kept. Raises ArtifactDamaged."""
     path = folder / CONFIG
-    made_by = _read_json(path).get("bam")
+    made_by = read_json(path).get("bam")
     digests = made_by.get("tensors", {}) if isinstance(made_by, dict) else {}
     if not isinstance(digests, dict):
         raise ArtifactDamaged(f"{path}: bam.tensors must map tensor names to sha256")

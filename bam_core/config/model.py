@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from bam_core.config.experts import AttentionExperts, FFNExperts, at_layer, labels, placement_problems
@@ -57,6 +57,10 @@ class ModelConfig:
     @property
     def is_mixture(self) -> bool:
         return self.attention is not None or self.ffn is not None
+
+    def dense(self) -> ModelConfig:
+        """The dense model that each expert of this mixture is a part of; a dense model's own."""
+        return replace(self, attention=None, ffn=None, experts=())
 
     def attention_at(self, layer: int) -> AttentionExperts | None:
         """The attention experts of one layer; None where it is dense."""

@@ -126,7 +126,7 @@ def mixing_bytes(config: ModelConfig) -> int:
     The largest tensor of a dense model E + 2 times in float32, and `MIXING_OVERHEAD_BYTES`. E: its slices in the
     mixture, or the dense models that are merged, whichever is more.
     """
-    dense = replace(config, attention=None, ffn=None, experts=())
+    dense = config.dense()
     largest = max(prod(shape) for shape in tensor_shapes(dense).values())
     slots = [len(part.slots) for part in (config.attention, config.ffn) if part is not None]
     return 4 * largest * (max(len(config.experts), 1, *slots) + 2) + MIXING_OVERHEAD_BYTES

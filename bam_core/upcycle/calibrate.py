@@ -13,7 +13,7 @@ Memory: one tensor of the mixture at a time (`walk`), and the streams: two per d
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import exp, fsum, inf, isfinite, isinf
 from typing import Any
 
@@ -75,7 +75,7 @@ def calibrate(
     than are predicted, all domains of one T. A dense model is the expert of the domain that has its name."""
     inputs = {domain: tokens_BT[:, :-1] for domain, tokens_BT in rows.items()}
     targets = {domain: tokens_BT[:, 1:] for domain, tokens_BT in rows.items()}
-    dense = replace(target, attention=None, ffn=None, experts=())
+    dense = target.dense()
     claims = coverage(tensor_shapes(target), rules, sources).claims
     mixture = _Mixture(target, claims, sources, variant, inputs, seed)
     own = {name: Walk(dense, stored(sources[name]), {name: inputs[name]}) for name in rows if name in sources}

@@ -47,11 +47,6 @@ class Edit:
     places: Mapping[str, tuple[Place, ...]]
 
 
-def dense_config(mixture: ModelConfig) -> ModelConfig:
-    """The dense model that each expert of this mixture is a part of."""
-    return replace(mixture, attention=None, ffn=None, experts=())
-
-
 def adding(mixture: ModelConfig, dense: ModelConfig, name: str) -> Edit:
     """Describe the mixture with one more expert in each branch that has experts.
 
@@ -59,7 +54,7 @@ def adding(mixture: ModelConfig, dense: ModelConfig, name: str) -> Edit:
     """
     problems = [
         *_not_a_mixture(mixture),
-        *config_problems({"the mixture": dense_config(mixture), "the expert": dense}),
+        *config_problems({"the mixture": mixture.dense(), "the expert": dense}),
     ]
     if not NAME.fullmatch(name):
         problems.append(Problem("name", name, "has 1 to 64 of a-z, 0-9, _ and -, and does not start with -"))

@@ -19,7 +19,7 @@ from bam_core.checkpoint import TensorSource, tensor_sha256
 from bam_core.config import ModelConfig
 from bam_core.errors import ArtifactDamaged, InvalidInput, Problem, nearest
 from bam_core.nn.shapes import Shape, tensor_shapes
-from bam_core.upcycle.edit import Experts, dense_config
+from bam_core.upcycle.edit import Experts
 
 Shared = Literal["parent", "mixture"]
 NARROW = (torch.bfloat16, torch.float16)
@@ -79,7 +79,7 @@ def extracted(
     """
     slots = expert_slots(mixture, label)
     cutter = _Cutter(mixture, source, slots, parent, recorded)
-    for name, shape in tensor_shapes(dense_config(mixture)).items():
+    for name, shape in tensor_shapes(mixture.dense()).items():
         tensor, origin = cutter.tensor(name, shape, shared)
         if taken is not None:
             taken[name] = origin

@@ -96,7 +96,7 @@ class _Written:
 
     @property
     def dense(self) -> ModelConfig:
-        return replace(self.config, attention=None, ffn=None, experts=())
+        return self.config.dense()
 
     def outputs(
         self, model: str, own: TensorSource, layer: int, part: Branch, h_BTD: Tensor

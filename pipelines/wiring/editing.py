@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bam_core.documents import read_json
 from bam_core.errors import InvalidInput, Problem
 from bam_core.graph.key import key12
 from bam_core.graph.record import Record
@@ -14,7 +15,7 @@ from infra.store import ArtifactStore
 from pipelines.runner import Display, RunResult
 from pipelines.stages import KINDS
 from pipelines.stages.inputs import require_fitting
-from pipelines.wiring.origins import Known, known_records, model_record, read_document, upstream
+from pipelines.wiring.origins import Known, known_records, model_record, upstream
 from pipelines.wiring.running import run_given
 from pipelines.wiring.settings import Settings, open_store
 
@@ -99,7 +100,7 @@ def _make(stage: Stage, inputs: Mapping[str, Record], settings: Settings, displa
     made = store.record(stage.name, result.stages[0].key) if result.status == "done" else None
     if made is None:
         return Edited(result, None)
-    report = read_document(store.localize(made) / "edit.json")
+    report = read_json(store.localize(made) / "edit.json")
     return Edited(result, {name: value for name, value in report.items() if name != "tensors"})
 
 
@@ -124,7 +125,7 @@ def _factors(base: Record, known: Known, store: ArtifactStore) -> dict[str, floa
     mixed = _mixed(base, known)
     if mixed is None:
         return {}
-    tensors = read_document(store.localize(mixed) / "mix.json")["tensors"]
+    tensors = read_json(store.localize(mixed) / "mix.json")["tensors"]
     return {name: entry["factor"] for name, entry in tensors.items() if "factor" in entry}
 
 

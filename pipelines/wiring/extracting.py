@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bam_core.config import ModelConfig
+from bam_core.documents import read_json
 from bam_core.errors import UsageError
 from bam_core.graph.record import InputRef, Record
 from infra.store import ArtifactStore
-from pipelines.wiring.origins import Known, known_records, model_record, name_of, read_document, whole_folder
+from pipelines.wiring.origins import Known, known_records, model_record, name_of, whole_folder
 from pipelines.wiring.settings import Settings, open_store
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ def extract_expert(
     untrained mixture, the mixture's for a trained one. Raises UsageError if the folder exists.
     """
     from bam_core.checkpoint import open_tensors, read_config
-    from bam_core.upcycle.edit import dense_config
     from bam_core.upcycle.extract import expert_slots, extracted
 
     if folder.exists() or folder.is_symlink():
@@ -76,11 +76,11 @@ def extract_expert(
     card = {
         "name": folder.name,
         "what": f"The dense model of expert {label!r}, taken out of a mixture.",
-        "config": dense_config(config),
+        "config": config.dense(),
         "parents": parents,
         "facts": facts,
     }
-    _write(folder, dense_config(config), tensors, source / "tokenizer.json", card, made_by)
+    _write(folder, config.dense(), tensors, source / "tokenizer.json", card, made_by)
     return Extracted(folder, name_of(record.ref), name_of(entry.parent) if parent else None, shared, taken)
 
 
@@ -100,12 +100,12 @@ def _entry(record: Record, name: str, known: Known, store: ArtifactStore) -> _En
     while here is not None:
         kind = here.stage.partition(".")[0]
         if kind == "mix":
-            mix = read_document(store.localize(here) / "mix.json")
+            mix = read_json(store.localize(here) / "mix.json")
             parent = here.inputs.get(dict(mix["experts"]).get(name, ""))
             recorded = Recorded(*_as_read(mix["tensors"], "expert", name))
             return _Entry(parent, None if trained else recorded)
         if kind == "edit":
-            edit = read_document(store.localize(here) / "edit.json")
+            edit = read_json(store.localize(here) / "edit.json")
             if edit["operation"] == "add" and edit["name"] == name:
                 recorded = Recorded(*_as_read(edit["tensors"], "input", "expert"))
                 return _Entry(here.inputs["expert"], None if trained else recorded)

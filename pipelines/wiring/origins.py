@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bam_core.config import ModelConfig
+from bam_core.documents import read_json
 from bam_core.errors import ArtifactDamaged, UsageError
 from bam_core.graph import refs
 from bam_core.graph.key import key12
@@ -36,15 +35,11 @@ def blame(ref: str, tensor: str, settings: Settings) -> Origin:
     )
     shapes = tensor_shapes(config)
     name, expert = walk.parse_tensor(tensor, shapes.keys())
-    is_stacked = shapes[name] != tensor_shapes(_dense(config)).get(name) and ".shared." not in name
+    is_stacked = shapes[name] != tensor_shapes(config.dense()).get(name) and ".shared." not in name
     branch: Literal["attention", "ffn"] = "attention" if ".attn." in name else "ffn"
     labels = config.expert_labels(branch) if is_stacked else ()
     index = None if expert is None else walk.expert_index(expert, name, labels)
     return walk.blame(record, name, index, known, documents)
-
-
-def _dense(config: ModelConfig) -> ModelConfig:
-    return replace(config, attention=None, ffn=None, experts=())
 
 
 def _documents(store: ArtifactStore, record: Record) -> dict[str, dict[str, Any]]:
@@ -53,17 +48,7 @@ def _documents(store: ArtifactStore, record: Record) -> dict[str, dict[str, Any]
     if "config.json" not in wanted:
         return {}
     folder = store.localize(record)
-    return {name: read_document(folder / name) for name in sorted(wanted)}
-
-
-def read_document(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ArtifactDamaged(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise ArtifactDamaged(f"{path}: must hold a JSON object")
-    return data
+    return {name: read_json(folder / name) for name in sorted(wanted)}
 
 
 def known_records(store: ArtifactStore) -> dict[tuple[str, str], Record]:
