@@ -53,8 +53,14 @@ class TrainWorker(Protocol):
         """The folder of the newest checkpoint of this run, or None."""
         ...
 
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Persist a checkpoint: rank 0 calls `write(folder)` on an empty folder. A barrier."""
+    def save(
+        self, step: int, write: Callable[[Path], None], *, metrics: Metrics | None = None, sharded: bool = False
+    ) -> None:
+        """Persist a checkpoint: rank 0 calls `write(folder)` on an empty folder. A barrier.
+
+        sharded: every rank writes files of its own, under names of its own, and the checkpoint is all of them.
+        metrics: judge the model at this step, for whoever compares runs (a search over recipes).
+        """
         ...
 
     def log(self, step: int, metrics: Metrics) -> None:
@@ -74,8 +80,17 @@ TrainLoop = Callable[[TrainWorker, Mapping[str, Any]], Trained]
 """`(worker, config) -> Trained`. A module-level function: it is sent to worker processes by name."""
 
 
+Place = Mapping[str, str | int]
+"""Where something ran: `host`, and on a cluster `node` (its id); of a worker its `rank` too."""
+
+
 class Trainer(Protocol):
-    """Runs a training loop on a worker group. Called again for the same artifact, it resumes from its checkpoint."""
+    """Runs a training loop on a worker group. Called again for the same artifact, it resumes from its checkpoint.
+
+    workers: where each rank of the last `fit` ended; empty before.
+    """
+
+    workers: list[Place]
 
     def fit(self, loop: TrainLoop, config: Mapping[str, Any], group: Resources, out: Path) -> Mapping[str, Any]:
         """Returns the loop's result; what rank 0 wrote is then in `out`. A BamError of the loop is raised here."""

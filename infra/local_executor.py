@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import shutil
+import socket
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from bam_core.errors import UsageError
 from bam_core.graph.stage import Resources, Stage
-from bam_core.protocols import Metrics, TrainLoop
+from bam_core.protocols import Metrics, Place, TrainLoop
 from infra.storage import sync
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class LocalTrainer:
     checkpoint_root: Path
     inputs: Mapping[str, Path] = field(default_factory=dict)
     log: Callable[[int, Metrics], None] = lambda step, metrics: None
+    workers: list[Place] = field(default_factory=list)
 
     def fit(self, loop: TrainLoop, config: Mapping[str, Any], group: Resources, out: Path) -> Mapping[str, Any]:
         """Raises UsageError for a group of several workers."""
@@ -85,6 +87,7 @@ class LocalTrainer:
             shutil.rmtree(left)
         trained = loop(LocalWorker(self, group), config)
         trained.write(out)
+        self.workers[:] = [{"rank": 0, "host": socket.gethostname()}]
         return trained.result
 
 
@@ -104,7 +107,9 @@ class LocalWorker:
         saved = self._saved()
         return saved[-1] if saved else None
 
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
+    def save(
+        self, step: int, write: Callable[[Path], None], *, metrics: Metrics | None = None, sharded: bool = False
+    ) -> None:
         """Atomic: the folder gets its name when all of it is on the disk."""
         saving, target = self._root / f"saving-{uuid.uuid4().hex}", self._root / f"step-{step:06d}"
         saving.mkdir(parents=True)

@@ -34,7 +34,13 @@ def start_ray(address: str | None, n_cpus: int, verbose: bool) -> None:
     if address:
         ray.init(address=address, **common)
     else:
-        ray.init(num_cpus=n_cpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **common)
+        ray.init(
+            num_cpus=n_cpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",  # nothing of it is for other machines
+            **common,
+        )
 
 
 def available_cpus() -> int:

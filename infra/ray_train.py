@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import get_device
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from bam_core import errors
 from bam_core.graph.stage import Resources
-from bam_core.protocols import Metrics, TrainLoop
+from bam_core.protocols import Metrics, Place, TrainLoop
 from infra.logs import capture_output
+from infra.process_group import process_group
 from infra.storage import ray_storage
 
 RESULT_FILE, OUTPUT_FOLDER = "result.json", "output"
@@ -41,18 +44,21 @@ class RayTrainer:
     locate: Callable[[], Mapping[str, Path]]
     log: Callable[[int, Metrics], None]
     log_dir: Path
+    workers: list[Place] = field(default_factory=list)
 
     def fit(self, loop: TrainLoop, config: Mapping[str, Any], group: Resources, out: Path) -> Mapping[str, Any]:
         """Run the loop on `group`. Raises UsageError, with the arithmetic, if no node can ever hold the group."""
         require_room(group, ray.nodes())
         filesystem, parent, name = ray_storage(self.training_uri)
-        result = TorchTrainer(
+        # Not TorchTrainer: its process group listens on every interface, and costs seconds where there is one worker.
+        result = DataParallelTrainer(
             _worker,
             train_loop_config={"trainer": self, "loop": loop, "config": config, "cpus": group.cpus},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=group.workers,
+                num_workers=(group.workers, group.max_workers) if group.max_workers else group.workers,
                 use_gpu=group.gpus > 0,
                 resources_per_worker={"CPU": group.cpus} | ({"GPU": group.gpus} if group.gpus else {}),
+                placement_strategy=group.placement.upper(),
             ),
             run_config=ray.train.RunConfig(
                 name=name,
@@ -65,9 +71,11 @@ class RayTrainer:
         returned = result.return_value
         if isinstance(returned, errors.BamError):
             raise returned
+        self.workers[:] = returned["workers"]
         with result.checkpoint.as_directory() as folder:
             shutil.copytree(Path(folder) / OUTPUT_FOLDER, out, dirs_exist_ok=True)
-        return returned
+        result_of_loop: Mapping[str, Any] = returned["result"]
+        return result_of_loop
 
 
 def require_room(group: Resources, nodes: list[dict[str, Any]]) -> None:
@@ -101,44 +109,57 @@ class _RayWorker:
         local = Path(checkpoint.path)
         return local if local.is_dir() else Path(checkpoint.to_directory())
 
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
-        self._report(f"step-{step:08d}", write)
+    def save(
+        self, step: int, write: Callable[[Path], None], *, metrics: Metrics | None = None, sharded: bool = False
+    ) -> None:
+        self._report(f"step-{step:08d}", write, metrics or {}, writes=sharded or self.rank == 0)
 
     def finish(self, write: Callable[[Path], None]) -> None:
-        self._report("finished", write)
+        self._report("finished", write, {}, writes=self.rank == 0)
 
     def log(self, step: int, metrics: Metrics) -> None:
         if self.rank == 0:
             self._log(step, metrics)
 
-    def _report(self, name: str, write: Callable[[Path], None]) -> None:
-        """A barrier: every rank reports, rank 0 brings the files."""
-        if self.rank != 0:
-            ray.train.report({}, checkpoint_dir_name=name)
+    def _report(self, name: str, write: Callable[[Path], None], metrics: Metrics, writes: bool) -> None:
+        """A barrier: every rank reports, and brings the files that it wrote."""
+        if not writes:
+            ray.train.report(dict(metrics), checkpoint_dir_name=name)
             return
         with tempfile.TemporaryDirectory(prefix="bam-checkpoint-") as folder:
             write(Path(folder))
-            ray.train.report({}, checkpoint=ray.train.Checkpoint(folder), checkpoint_dir_name=name)
+            ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint(folder), checkpoint_dir_name=name)
 
 
 def _worker(setup: dict[str, Any]) -> dict[str, Any] | errors.BamError:
-    """What runs in each worker process."""
+    """What runs in each worker process. Returns the loop's result and where each rank ran."""
     trainer: RayTrainer = setup["trainer"]
     worker = _RayWorker(trainer, setup["cpus"])
     log_file = trainer.log_dir / f"worker-{worker.rank}.txt"
-    with capture_output(log_file) if trainer.log_dir.is_dir() else nullcontext():
+    with ExitStack() as stack:
+        if trainer.log_dir.is_dir():
+            stack.enter_context(capture_output(log_file))
         newest = worker.resume_dir()
         if newest is not None and (newest / RESULT_FILE).exists():
-            return json.loads((newest / RESULT_FILE).read_text())
+            finished: dict[str, Any] = json.loads((newest / RESULT_FILE).read_text())
+            return finished
+        gather = stack.enter_context(process_group(worker.rank, worker.world_size, worker.device))
+        workers = gather({"rank": worker.rank, **place()})
         try:
             trained = setup["loop"](worker, setup["config"])
         except errors.BamError as error:
             return error
+        ended = {"result": dict(trained.result), "workers": workers}
 
         def write(folder: Path) -> None:
             (folder / OUTPUT_FOLDER).mkdir()
             trained.write(folder / OUTPUT_FOLDER)
-            (folder / RESULT_FILE).write_text(json.dumps(dict(trained.result)))
+            (folder / RESULT_FILE).write_text(json.dumps(ended))
 
         worker.finish(write)
-        return dict(trained.result)
+        return ended
+
+
+def place() -> Place:
+    """Where this process runs."""
+    return {"host": socket.gethostname(), "node": ray.get_runtime_context().get_node_id()}

@@ -11,7 +11,7 @@ import hashlib
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from bam_core.graph.stage import Stage
 from bam_core.protocols import (
     Lease,
     Metrics,
+    Place,
     Sources,
     StageContext,
     StageFunction,
@@ -62,7 +63,7 @@ class Services:
     """The adapters that a stage runs with, joined in `wiring`.
 
     trainer: of (job, input records, attempt's folder, live log). live_log: of (attempt's folder, tracker's handle).
-    capture: sends this process's output to a file, where the process runs nothing else.
+    capture: sends this process's output to a file, where the process runs nothing else. place: where this process is.
     """
 
     store: Store
@@ -72,6 +73,7 @@ class Services:
     trainer: Callable[[StageJob, Mapping[str, Record], Path, LiveFigures], Trainer]
     live_log: Callable[[Path, Mapping[str, Any]], LiveFigures]
     capture: Callable[[Path], AbstractContextManager[None]]
+    place: Callable[[], Place]
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ def _make(
     require_fitting(stage, records)
     attempt_dir = store.attempt_dir(stage.name, job.key, attempt)
     live_log = services.live_log(attempt_dir, handle)
+    trainer = services.trainer(job, records, attempt_dir, live_log)
     with services.capture(attempt_dir / "log.txt"), store.scratch(stage.name, job.key) as out:
         context = StageContext(
             stage=stage.name,
@@ -171,13 +174,14 @@ def _make(
             inputs={role: _whole(store.localize(record), record) for role, record in records.items()},
             records=records,
             out=out,
-            trainer=services.trainer(job, records, attempt_dir, live_log),
+            trainer=trainer,
             sources=services.sources,
             history=store.records,
             log=live_log,
         )
         metrics = services.function(stage)(context)
-        record = _record(job, records, out, metrics, started, attempt, store)
+        ran_on = trainer.workers or [services.place()]
+        record = _record(job, records, out, metrics, started, attempt, store, ran_on)
         lease.require()
         record = replace(record, mlflow=services.tracker.end_stage(handle, record, out))
         store.commit(out, record)
@@ -212,6 +216,7 @@ def _record(
     started: float,
     attempt: int,
     store: Store,
+    ran_on: Sequence[Place],
 ) -> Record:
     outputs = store.hash_outputs(out)
     return Record(
@@ -222,7 +227,7 @@ def _record(
         outputs=outputs,
         digest=artifact_digest(outputs),
         metrics=metrics,
-        provenance=job.provenance,
+        provenance={**job.provenance, "ran_on": [dict(place) for place in ran_on]},
         started=started,
         ended=time.time(),
         attempt=attempt,

@@ -18,6 +18,7 @@ from bam_core.nn.costs import training_flops
 from bam_core.seeds import child_seed
 from bam_core.upcycle.variants import Variant, mixture_config, variant_sources
 from pipelines.recipe import Recipe
+from pipelines.recipe.parts import Group
 from pipelines.stages import KINDS
 
 CALIBRATION_TOKENS = 4096
@@ -133,8 +134,17 @@ def _training(
     pace = {"checkpoint_steps": recipe.runtime.checkpoint_steps}
     if recipe.runtime.micro_batch_rows:
         pace["micro_batch_rows"] = recipe.runtime.micro_batch_rows
+    pace |= {name: True for name in ("activation_checkpointing", "compile") if getattr(recipe.runtime, name)}
+    if group.strategy != "ddp":
+        pace["strategy"] = group.strategy
     stage = _stage(name, {**config, "phase": phase.identity()}, {**start, **data}, {"pace": pace})
-    return replace(stage, resources=Resources(group.workers, group.cpus, group.gpus, trains=True))
+    return replace(stage, resources=_worker_group(group))
+
+
+def _worker_group(group: Group) -> Resources:
+    fewest, most = group.workers
+    elastic = most if most > fewest else None
+    return Resources(fewest, group.cpus, group.gpus, trains=True, max_workers=elastic, placement=group.placement)
 
 
 def _mix(recipe: Recipe, name: str) -> Stage:

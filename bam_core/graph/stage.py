@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from bam_core.errors import UsageError, nearest
 
@@ -17,12 +17,16 @@ class Resources:
     """What one worker group asks for. `workers` processes with `cpus` and `gpus` each.
 
     A stage that trains through a `Trainer` coordinates with no CPU of its own; every other stage computes in place.
+    max_workers: an elastic group has from `workers` to this many, as room comes and goes.
+    placement: on as few nodes as will do (`pack`), or on as many as there are (`spread`).
     """
 
     workers: int = 1
     cpus: int = 1
     gpus: int = 0
     trains: bool = False
+    max_workers: int | None = None
+    placement: Literal["pack", "spread"] = "pack"
 
 
 @dataclass(frozen=True)

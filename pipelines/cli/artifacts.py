@@ -155,7 +155,9 @@ def record_text(record: Record, uri: str) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {inner}" for name, inner in value.items())
-    return " ".join(str(item) for item in value) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return ("; " if any(isinstance(item, Mapping) for item in value) else " ").join(map(_short, value))
+    return str(value)
 
 
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:

@@ -190,16 +190,25 @@ def _runtime(recipe: Recipe) -> Iterator[Problem]:
         group, here = getattr(runtime, name), f"runtime.{name}"
         if group is None:
             continue
-        yield from _at_least(f"{here}.workers", group.workers, 1)
+        yield from _workers(f"{here}.workers", group.workers, _rows_per_batch(recipe, phase_name), phase_name)
         yield from _at_least(f"{here}.cpus", group.cpus, 1)
         yield from _at_least(f"{here}.gpus", group.gpus, 0)
-        rows = _rows_per_batch(recipe, phase_name)
-        if rows and group.workers and group.workers > 0 and rows % group.workers:
-            yield Problem(
-                f"{here}.workers",
-                group.workers,
-                f"must divide the {rows} rows of a batch of phases.{phase_name}",
-            )
+
+
+def _workers(here: str, workers: tuple[int, int] | None, rows: int | None, phase_name: str) -> Iterator[Problem]:
+    """An elastic group splits a batch as evenly as it can; a fixed one must split it evenly."""
+    if workers is None:
+        return
+    fewest, most = workers
+    value = fewest if fewest == most else list(workers)
+    if fewest < 1:
+        yield Problem(here, value, "must be at least 1")
+    elif most < fewest:
+        yield Problem(here, value, "must read [fewest, most], and the most is below the fewest")
+    elif rows and fewest == most and rows % fewest:
+        yield Problem(here, value, f"must divide the {rows} rows of a batch of phases.{phase_name}")
+    elif rows and most > rows:
+        yield Problem(here, value, f"there are only {rows} rows in a batch of phases.{phase_name}")
 
 
 def _rows_per_batch(recipe: Recipe, phase_name: str) -> int | None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from pipelines.recipe.base import Named, Part
-from pipelines.recipe.values import Count, Number, Text
+from pipelines.recipe.values import Count, Number, Text, Workers
 
 Dtype = Literal["bf16", "fp32", "fp64"]
 
@@ -203,18 +203,26 @@ class Evaluate(Part):
 
 
 class Group(Part):
-    """A worker group: processes, and the cores and GPUs of each."""
+    """A worker group: processes, and the cores and GPUs of each.
 
-    workers: Count = 1
+    workers: a number, or [fewest, most] for a group that grows and shrinks with the cluster.
+    placement: on as few nodes as will do, or on as many as there are.
+    strategy: every worker holds the whole training state (`ddp`), or a shard of it (`fsdp`).
+    """
+
+    workers: Workers = (1, 1)
     cpus: Count = 1
     gpus: Count = 0
+    placement: Literal["pack", "spread"] = "pack"
+    strategy: Literal["ddp", "fsdp"] = "ddp"
 
 
 class Runtime(Part):
     """Where and how it runs; never part of a key. `train` is for the variants and the dense baseline.
 
     max_parallel: stages at once. checkpoint_steps: steps between checkpoints. micro_batch_rows: rows of one
-    forward pass, smaller batches accumulate.
+    forward pass, smaller batches accumulate. activation_checkpointing: compute a layer's activations again in the
+    backward pass rather than keep them. compile: let torch.compile fuse each layer.
     """
 
     seed: Group = Group()
@@ -223,3 +231,5 @@ class Runtime(Part):
     max_parallel: Count | None = None
     checkpoint_steps: Count = 100
     micro_batch_rows: Count | None = None
+    activation_checkpointing: bool = False
+    compile: bool = False

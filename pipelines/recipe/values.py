@@ -42,12 +42,31 @@ def parse_number(value: Any) -> float:
         raise ValueError("must be a number, such as 0.1 or 2e-3") from error
 
 
+def parse_workers(value: Any) -> tuple[int, int]:
+    """Fewest and most processes of a worker group, from a count or a list of the two. Raises ValueError."""
+    if isinstance(value, list | tuple):
+        if len(value) != 2:
+            raise ValueError("must be a whole number, or [fewest, most]")
+        return parse_count(value[0]), parse_count(value[1])
+    return (parse_count(value),) * 2
+
+
+_COUNT_SCHEMA: dict[str, Any] = {
+    "anyOf": [{"type": "integer"}, {"type": "string", "pattern": "^[0-9][0-9_.]*(e[0-9]+)?[kMBT]?$"}]
+}
 Count = Annotated[
     int,
     BeforeValidator(parse_count),
-    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "pattern": "^[0-9][0-9_.]*(e[0-9]+)?[kMBT]?$"}]}),
+    WithJsonSchema(_COUNT_SCHEMA),
 ]
 """A whole number; its range is checked with what it counts."""
+
+Workers = Annotated[
+    tuple[int, int],
+    BeforeValidator(parse_workers),
+    WithJsonSchema({"anyOf": [_COUNT_SCHEMA, {"type": "array", "items": _COUNT_SCHEMA, "minItems": 2, "maxItems": 2}]}),
+]
+"""(fewest, most) processes of a worker group: equal unless it is elastic."""
 
 Number = Annotated[
     float,

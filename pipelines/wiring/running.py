@@ -21,7 +21,7 @@ from bam_core.graph.plan import Decision, rebuilt_input
 from bam_core.graph.record import Record
 from bam_core.graph.select import Selection
 from bam_core.graph.stage import Pipeline, Stage
-from bam_core.protocols import Executor, Metrics, StageFunction, Trainer
+from bam_core.protocols import Executor, Metrics, Place, StageFunction, Trainer
 from infra.live_log import LiveLog
 from infra.provenance import capture
 from infra.sources import TextSources
@@ -227,6 +227,7 @@ def _services(settings: Settings) -> Services:
         trainer=lambda job, records, attempt, log: _trainer(settings, store, job, records, attempt, log),
         live_log=lambda attempt, handle: LiveLog(attempt, tracker, handle),
         capture=_capture(settings),
+        place=_place(settings),
     )
 
 
@@ -241,6 +242,14 @@ def _capture(settings: Settings) -> Callable[[Path], Any]:
     from infra.logs import capture_output
 
     return capture_output
+
+
+def _place(settings: Settings) -> Callable[[], Place]:
+    if settings.executor == "local":
+        return lambda: {"host": socket.gethostname()}
+    from infra.ray_train import place
+
+    return place
 
 
 def _trainer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class Worker:
         saved = sorted(self.folder.glob("step-*"))
         return saved[-1] if saved else None
 
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
+    def save(self, step: int, write: Callable[[Path], None], **_: Any) -> None:
         target = self.folder / f"step-{step:06d}"
         target.mkdir(parents=True)
         write(target)

@@ -112,7 +112,7 @@ class Worker:
     def resume_dir(self) -> Path | None:
         return None
 
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
+    def save(self, step: int, write: Callable[[Path], None], **_: Any) -> None:
         raise AssertionError(f"a checkpoint at step {step} of {N_STEPS}")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -54,7 +54,7 @@ def count_and_die_once(worker: TrainWorker, config: Mapping[str, Any]) -> Traine
         rank, world_size, inputs = worker.rank, worker.world_size, worker.inputs
         resume_dir, log = staticmethod(worker.resume_dir), staticmethod(worker.log)
 
-        def save(self, step: int, write: Callable[[Path], None]) -> None:
+        def save(self, step: int, write: Callable[[Path], None], **_: Any) -> None:
             worker.save(step, write)
             if step == 3 and not marker.exists():
                 marker.touch()
