@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from bam_core.graph.record import Output, Record
@@ -98,6 +98,56 @@ class Trainer(Protocol):
 
 
 @dataclass(frozen=True)
+class Trial:
+    """One training of a search. name: says what it is, so that its checkpoints are no other's. config: the loop's."""
+
+    name: str
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TrialEnd:
+    """losses: held-out loss at each rung that was reached, the last of a finished trial being its end.
+
+    stopped: its loss was not among the best, so the rest was not trained. seconds: from its start to here.
+    """
+
+    name: str
+    status: Literal["finished", "stopped", "diverged"]
+    losses: tuple[float, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Halving:
+    """At each rung a trial goes on if it is among the best 1/reduction. at_once: trials side by side at most."""
+
+    n_rungs: int
+    reduction: int
+    at_once: int | None = None
+
+
+class Searcher(Protocol):
+    """Runs trainings of one kind and stops those that fall behind. Called again, it continues: none runs twice."""
+
+    def run(
+        self,
+        loop: TrainLoop,
+        trials: Sequence[Trial],
+        halving: Halving,
+        group: Resources,
+        heard: Callable[[Sequence[TrialEnd]], None],
+    ) -> list[TrialEnd]:
+        """Each trial on a worker group of its own. Returns their ends in the order of `trials`.
+
+        The loop says its losses so far as `metrics={"loss_0": ..., "loss_1": ...}` of a `save` at each rung but the
+        last, and all of them as `losses` of its result; it leaves no files. A trial that diverges is one of the ends;
+        any other error is raised. heard: is told, whenever a trial ends, of those that have.
+        """
+        ...
+
+
+@dataclass(frozen=True)
 class StageContext:
     """All that a stage function gets."""
 
@@ -117,6 +167,8 @@ class StageContext:
     """Every record of the store, oldest first."""
     log: Callable[[int, Metrics], None] = field(default=lambda step, metrics: None)
     """Live figures of a stage that does not train (e.g. documents done)."""
+    searcher: Searcher | None = None
+    """Of a stage that searches."""
 
 
 StageFunction = Callable[[StageContext], Mapping[str, Any]]

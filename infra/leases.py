@@ -9,6 +9,10 @@ which is named after the token that it succeeds:
 Invariant: the holder is the end of this chain. Two takers of one lease create the same file, so one of them
 fails; a taker that dies half-way is itself an expired lease; a late owner can only renew its own token,
 which is no longer the end. No step needs a compare-and-swap, which fsspec does not offer.
+
+Whether a lease has expired is judged by what its judge has seen change, on the judge's own clock: a lease is over when
+it was not renewed for its whole term under the judge's eyes. No two clocks are compared, so none need agree. A process
+of this host and boot is asked for itself: once it has ended, its lease is over at once.
 """
 
 from __future__ import annotations
@@ -20,9 +24,10 @@ import os
 import re
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bam_core.errors import LeaseHeld, StoreError
@@ -31,11 +36,19 @@ from infra.storage import Storage
 
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 _ROOT = "lease.json"
+LONGEST_SKEW_S = 2 * 3600.0
+"""A lease that ended longer ago than this, by the clock of who wrote it, is over without being watched.
+
+Were a clock more wrong than that, its owner would find its lease lost before it commits.
+"""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A lease file. pid_started: clock ticks since boot. boot_id: of this boot and pid namespace."""
+    """A lease file. pid_started: clock ticks since boot. boot_id: of this boot and pid namespace.
+
+    expires: by its owner's clock. ttl_s: its term, for whoever watches it. sign: what changes when it is renewed.
+    """
 
     owner: str
     host: str
@@ -44,26 +57,28 @@ class Claim:
     boot_id: str
     token: str
     expires: float
+    ttl_s: float
+    sign: str = field(default="", compare=False)
 
     @classmethod
-    def of_this_process(cls, owner: str, expires: float) -> Claim:
+    def of_this_process(cls, owner: str, expires: float, ttl_s: float) -> Claim:
         pid = os.getpid()
-        return cls(owner, socket.gethostname(), pid, _started(pid), _boot_id(), uuid.uuid4().hex, expires)
+        return cls(owner, socket.gethostname(), pid, _started(pid), _boot_id(), uuid.uuid4().hex, expires, ttl_s)
 
     @classmethod
     def parse(cls, data: bytes) -> Claim:
         """A file that cannot be read as a lease protects nothing: it counts as expired."""
         try:
             found = json.loads(data)
-            claim = cls(**{name: found.get(name) for name in cls.__dataclass_fields__})
-            if _TOKEN.fullmatch(str(claim.token)) and isinstance(claim.expires, int | float):
+            claim = cls(**{name: found.get(name) for name in _WRITTEN})
+            if _TOKEN.fullmatch(str(claim.token)) and _is_number(claim.expires) and _is_number(claim.ttl_s):
                 return claim
         except (ValueError, AttributeError):
             pass
-        return cls("unknown", "", 0, None, "", hashlib.sha256(data).hexdigest()[:32], 0.0)
+        return cls("unknown", "", 0, None, "", hashlib.sha256(data).hexdigest()[:32], 0.0, 0.0)
 
     def to_bytes(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
+        return json.dumps({name: getattr(self, name) for name in _WRITTEN}).encode()
 
     def is_orphaned(self) -> bool:
         """Whether its process is known to be gone: one of this host, boot and pid namespace, that is."""
@@ -72,23 +87,48 @@ class Claim:
         return self.pid_started is not None and _started(self.pid) != self.pid_started
 
 
-class Leases:
-    """The leases in one artifact's folder."""
+_WRITTEN = tuple(name for name in Claim.__dataclass_fields__ if name != "sign")
 
-    def __init__(self, storage: Storage, folder: str, clock: Callable[[], float], ttl_s: float) -> None:
+
+class Watch:
+    """Since when each lease has looked as it does now, by a clock of this process that only goes forward."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: dict[str, tuple[tuple[str, str], float]] = {}
+
+    def __reduce__(self) -> tuple[type[Watch], tuple[()]]:
+        return Watch, ()  # another process has seen nothing yet, by a clock of its own
+
+    def unchanged_s(self, place: str, claim: Claim) -> float:
+        look, now = (claim.token, claim.sign), self._clock()
+        seen = self._seen.get(place)
+        if seen is None or seen[0] != look:
+            self._seen[place] = seen = (look, now)
+        return now - seen[1]
+
+
+class Leases:
+    """The leases in one artifact's folder. clock: seconds since the epoch; only people read what it says."""
+
+    def __init__(
+        self, storage: Storage, folder: str, clock: Callable[[], float], ttl_s: float, watch: Watch | None = None
+    ) -> None:
         self._storage, self._folder = storage, folder
         self.clock, self.ttl_s = clock, ttl_s
+        self._watch = watch or Watch()
 
     def info(self) -> LeaseInfo | None:
-        """Who holds a live lease, or None."""
+        """Who holds a live lease, or None. expires: by our clock, if it is not renewed again."""
         claim = self.end()
-        return LeaseInfo(claim.owner, claim.expires) if claim is not None and self._is_live(claim) else None
+        left_s = self._left_s(claim) if claim is not None else 0.0
+        return LeaseInfo(claim.owner, self.clock() + left_s) if claim is not None and left_s > 0 else None
 
     def acquire(self, owner: str) -> HeldLease:
         """Raises LeaseHeld if another holds it, or is quicker to take it."""
-        mine = Claim.of_this_process(owner, self.clock() + self.ttl_s)
+        mine = Claim.of_this_process(owner, self.clock() + self.ttl_s, self.ttl_s)
         last = self.end()
-        if last is not None and self._is_live(last):
+        if last is not None and self._left_s(last) > 0:
             raise self.held(last)
         path = self._path(_ROOT if last is None else _after(last.token))
         if not self._storage.create_exclusive(path, mine.to_bytes()):
@@ -99,15 +139,21 @@ class Leases:
             self._storage.remove(path)
         if chain[-1:] != [mine]:
             raise self.held(self.end())
+        self._watch.unchanged_s(self._folder, mine)
         return HeldLease(self, mine)
 
     def end(self) -> Claim | None:
         """The holder's claim with its newest renewal, live or not."""
         chain = self._chain()
-        return self._renewed(chain[-1]) if chain else None
+        if not chain:
+            return None
+        claim = self._renewed(chain[-1])
+        self._watch.unchanged_s(self._folder, claim)
+        return claim
 
     def renew(self, claim: Claim) -> None:
-        beat = json.dumps({"expires": self.clock() + self.ttl_s}).encode()
+        # A wall clock may stand still or go back, and each beat must differ from the one before.
+        beat = json.dumps({"expires": self.clock() + self.ttl_s, "beat": time.monotonic_ns()}).encode()
         self._storage.write_atomic(self._path(_beat(claim.token)), beat)
 
     def clear(self) -> None:
@@ -134,11 +180,15 @@ class Leases:
         data = self._storage.read(self._path(_beat(claim.token)))
         if data is not None:
             with contextlib.suppress(ValueError, TypeError, KeyError):
-                return replace(claim, expires=float(json.loads(data)["expires"]))
+                return replace(claim, expires=float(json.loads(data)["expires"]), sign=data.decode())
         return claim
 
-    def _is_live(self, claim: Claim) -> bool:
-        return claim.expires > self.clock() and not claim.is_orphaned()
+    def _left_s(self, claim: Claim) -> float:
+        """How long it lives yet, as far as can be known from here; 0 if it is over."""
+        unchanged_s = self._watch.unchanged_s(self._folder, claim)
+        if claim.is_orphaned() or claim.expires + LONGEST_SKEW_S < self.clock():
+            return 0.0
+        return max(0.0, claim.ttl_s - unchanged_s)
 
     def _path(self, name: str) -> str:
         return f"{self._folder}/{name}"
@@ -179,6 +229,10 @@ class HeldLease:
                     self.require()
                 except LeaseHeld:
                     return
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_lease_file(name: str) -> bool:

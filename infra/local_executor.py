@@ -69,12 +69,13 @@ class LocalTrainer:
     """Implements protocols.Trainer for a group of one worker.
 
     checkpoint_root: holds `step-000100` folders; a `fit` over the same root resumes from the newest.
-    inputs: role -> local folder. log: gets live figures.
+    inputs: role -> local folder. log: gets live figures. judged: gets the metrics of `save`, before anything is saved.
     """
 
     checkpoint_root: Path
     inputs: Mapping[str, Path] = field(default_factory=dict)
     log: Callable[[int, Metrics], None] = lambda step, metrics: None
+    judged: Callable[[int, Metrics], None] = lambda step, metrics: None
     workers: list[Place] = field(default_factory=list)
 
     def fit(self, loop: TrainLoop, config: Mapping[str, Any], group: Resources, out: Path) -> Mapping[str, Any]:
@@ -101,7 +102,7 @@ class LocalWorker:
         self.device = "cuda" if group.gpus else "cpu"
         self.threads = group.cpus
         self.inputs = trainer.inputs
-        self._root, self._log = trainer.checkpoint_root, trainer.log
+        self._root, self._log, self._judged = trainer.checkpoint_root, trainer.log, trainer.judged
 
     def resume_dir(self) -> Path | None:
         saved = self._saved()
@@ -111,6 +112,8 @@ class LocalWorker:
         self, step: int, write: Callable[[Path], None], *, metrics: Metrics | None = None, sharded: bool = False
     ) -> None:
         """Atomic: the folder gets its name when all of it is on the disk."""
+        if metrics:
+            self._judged(step, metrics)
         saving, target = self._root / f"saving-{uuid.uuid4().hex}", self._root / f"step-{step:06d}"
         saving.mkdir(parents=True)
         write(saving)
@@ -121,7 +124,7 @@ class LocalWorker:
         saving.rename(target)
         sync(self._root)
         for old in self._saved()[:-CHECKPOINTS_KEPT]:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)  # a run that lost its lease and does not know yet may be quicker
 
     def log(self, step: int, metrics: Metrics) -> None:
         try:

@@ -28,6 +28,7 @@ from infra.mlflow_connect import (
     default_tracking_uri,
     local_path,
 )
+from infra.mlflow_trials import log_trials
 from infra.provenance import capture, mask_text, mask_values
 
 if TYPE_CHECKING:
@@ -228,6 +229,7 @@ class MlflowTracker:
         runs.log_metrics(client, run_id, record.metrics, runs.last_step(client, run_id), model_id)
         runs.log_files(client, run_id, record, folder, is_model=model_id is not None)
         lineage.log_scores(client, handle, record, folder)
+        log_trials(client, handle, record, folder)
         client.set_terminated(run_id, "FINISHED", int(record.ended * 1000))
         return {"run_id": run_id, "model_id": model_id}
 

@@ -1,8 +1,8 @@
 """Who ran what, from which code: captured once, where a person gave the command, and put into every record.
 
-Nothing secret leaves this module: values of secret-looking options, and user information and queries of URLs,
-become `***`. A submitted job runs where there is no git, so the submitter captures and hands the result
-over in `BAM_PROVENANCE`, whose fields win.
+Nothing secret leaves this module: values of secret-looking options and environment variables, and user information
+and queries of URLs, become `***`. A submitted job runs where there is no git, so the submitter captures and hands
+the result over in `BAM_PROVENANCE`, whose fields win.
 """
 
 from __future__ import annotations
@@ -43,7 +43,12 @@ _SECRET_WORDS = frozenset(
 )
 _SECRET_PAIRS = frozenset({("api", "key"), ("access", "key"), ("secret", "key"), ("private", "key")})
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<rest>[^\s'\"<>]+)")
+_QUERY = re.compile(r"\?[\w.%-]+=[^\s'\"<>()]*")
+"""Of an address without its host, as clients quote it in errors."""
+_PAIR = re.compile(r"[^\s'\"/:@]+:[^\s'\"/:@]+@")
+"""A user and a password before what is left of their URL."""
 _GIT_TIMEOUT_S = 20
+_SHORTEST_SECRET = 8
 
 
 def capture(argv: Sequence[str]) -> dict[str, Any]:
@@ -64,8 +69,11 @@ def capture(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def mask_text(text: str) -> str:
-    """`text` with the user information and the query of every URL in it hidden."""
-    return _URL.sub(lambda match: match["scheme"] + _mask_rest(match["rest"]), text)
+    """`text` without the secrets of this environment, and with every URL's user information and query hidden."""
+    for secret in _secrets():
+        text = text.replace(secret, HIDDEN)
+    text = _URL.sub(lambda match: match["scheme"] + _mask_rest(match["rest"]), text)
+    return _PAIR.sub(f"{HIDDEN}@", _QUERY.sub(f"?{HIDDEN}", text))
 
 
 def mask_argv(argv: Sequence[str]) -> list[str]:
@@ -100,6 +108,16 @@ def names_secret(name: str) -> bool:
     """Whether a word of a name stands for a secret: `hf_token` has one, `tokens` has none."""
     words = [word for word in re.split(r"[^A-Za-z0-9]+", name.lower()) if word]
     return any(word in _SECRET_WORDS for word in words) or any(pair in _SECRET_PAIRS for pair in pairwise(words))
+
+
+def _secrets() -> list[str]:
+    """Values of secret-looking environment variables, the longest first; short ones could be part of any word."""
+    found = [
+        value
+        for name, value in os.environ.items()
+        if len(value) >= _SHORTEST_SECRET and names_secret(name) and not name.endswith(("_PATH", "_FILE", "_DIR"))
+    ]
+    return sorted(found, key=len, reverse=True)
 
 
 def _mask_rest(rest: str) -> str:

@@ -8,32 +8,36 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ray
 
 from bam_core.graph.stage import Stage
 from infra import ray_env
+from infra.ray_join import join, require_shared
+from infra.ray_room import cluster_nodes, nodes_that_may_come, require_room
 
 OBJECT_STORE_BYTES = 100 * 1024**2
 """Stages pass URIs, never weights, so the object store stays near Ray's minimum (75 MiB)."""
 MOST_STAGES_AT_ONCE = 16
-"""Each stage that trains costs four processes before its workers do anything."""
+"""Each stage that trains costs two processes besides its workers."""
 
 
 def start_ray(address: str | None, n_cpus: int, verbose: bool) -> None:
-    """Join the cluster at `address`, or start an embedded one with `n_cpus` logical CPUs. Idempotent."""
+    """Join the cluster at `address`, or start an embedded one with `n_cpus` logical CPUs. Idempotent.
+
+    Raises UsageError if the cluster cannot be joined.
+    """
     if ray.is_initialized():
         return
     common: dict[str, Any] = {
         "log_to_driver": verbose,
         "logging_level": logging.INFO if verbose else logging.ERROR,
-        "runtime_env": {"env_vars": {name: os.environ[name] for name in ray_env.FOR_WORKERS if name in os.environ}},
     }
     if address:
-        ray.init(address=address, **common)
-    else:
+        join(address, verbose=verbose, runtime_env={"env_vars": ray_env.for_workers()}, **common)
+    else:  # its processes inherit this environment; one of their own would cost each of them a start from nothing
         ray.init(
             num_cpus=n_cpus,
             include_dashboard=False,
@@ -41,6 +45,15 @@ def start_ray(address: str | None, n_cpus: int, verbose: bool) -> None:
             _node_ip_address="127.0.0.1",  # nothing of it is for other machines
             **common,
         )
+
+
+def describe_cluster(address: str, verbose: bool) -> list[dict[str, float]]:
+    """What each node of a cluster has. Raises UsageError as `start_ray`."""
+    start_ray(address, 0, verbose)
+    try:
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    finally:
+        ray.shutdown()
 
 
 def available_cpus() -> int:
@@ -57,10 +70,22 @@ class RayExecutor:
         self._stages: dict[ray.ObjectRef, str] = {}
         self.capacity = min(MOST_STAGES_AT_ONCE, max(1, int(ray.cluster_resources().get("CPU", 1))))
 
+    def require_room(self, stages: Iterable[Stage]) -> None:
+        """Raises UsageError, before anything has run, for a stage that this cluster can never hold."""
+        nodes, coming = cluster_nodes(), nodes_that_may_come()
+        for stage in stages:
+            require_room(stage.resources, nodes, coming, stage.name)
+
+    def require_shared(self, store_uri: str) -> None:
+        """Raises UsageError, before anything has run, if a node cannot see this local folder."""
+        require_shared(store_uri, ray.nodes())
+
     def submit(self, stage: Stage, task: Callable[..., Any], *args: Any) -> None:
         n_cpus = 0 if stage.resources.trains else stage.resources.cpus
-        # A process for each stage: nothing of one is left in the next, and its memory goes back when it ends.
-        remote = ray.remote(max_calls=1)(task).options(name=stage.name, num_cpus=n_cpus, max_retries=2)
+        # A stage that computes has a process to itself, whose memory goes back when it ends. One that trains only
+        # coordinates, and the next one is spared the seconds that the imports take.
+        once = ray.remote(max_calls=0 if stage.resources.trains else 1)(task)
+        remote = once.options(name=stage.name, num_cpus=n_cpus, max_retries=2)
         self._stages[remote.remote(*args)] = stage.name
 
     def wait(self, timeout_s: float) -> Sequence[tuple[str, Any]]:

@@ -10,26 +10,29 @@ import json
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
-from ray.train.torch import get_device
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from bam_core import errors
 from bam_core.graph.stage import Resources
 from bam_core.protocols import Metrics, Place, TrainLoop
 from infra.logs import capture_output
 from infra.process_group import process_group
+from infra.ray_controller import InProcessTrainer
+from infra.ray_room import cluster_nodes, nodes_that_may_come, require_room
+from infra.ray_snapshot import require_own_checkpoints
 from infra.storage import ray_storage
 
 RESULT_FILE, OUTPUT_FOLDER = "result.json", "output"
 MAX_WORKER_FAILURES = 3
+LOOK_FOR_ROOM_S = 60.0
+"""How often an elastic group looks for room to grow. To grow costs what was trained since the newest checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class RayTrainer:
     """training_uri: where this artifact's checkpoints live; its last part is the run's name.
 
     locate: gives each worker local folders of the stage's inputs. log: publishes rank 0's live figures.
-    log_dir: where the workers' output goes, if that folder exists where they run.
+    log_dir: where the workers' output goes, if that folder exists where they run. callbacks: of Ray Train, called
+    where `fit` is.
     """
 
     training_uri: str
@@ -45,20 +49,27 @@ class RayTrainer:
     log: Callable[[int, Metrics], None]
     log_dir: Path
     workers: list[Place] = field(default_factory=list)
+    callbacks: Sequence[ray.train.UserCallback] = ()
 
     def fit(self, loop: TrainLoop, config: Mapping[str, Any], group: Resources, out: Path) -> Mapping[str, Any]:
         """Run the loop on `group`. Raises UsageError, with the arithmetic, if no node can ever hold the group."""
-        require_room(group, ray.nodes())
+        require_room(group, cluster_nodes(), nodes_that_may_come())
+        require_own_checkpoints(self.training_uri)
         filesystem, parent, name = ray_storage(self.training_uri)
-        # Not TorchTrainer: its process group listens on every interface, and costs seconds where there is one worker.
-        result = DataParallelTrainer(
+        result = InProcessTrainer(
             _worker,
-            train_loop_config={"trainer": self, "loop": loop, "config": config, "cpus": group.cpus},
+            train_loop_config={
+                "trainer": replace(self, callbacks=()),
+                "loop": loop,
+                "config": config,
+                "cpus": group.cpus,
+            },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=(group.workers, group.max_workers) if group.max_workers else group.workers,
                 use_gpu=group.gpus > 0,
                 resources_per_worker={"CPU": group.cpus} | ({"GPU": group.gpus} if group.gpus else {}),
                 placement_strategy=group.placement.upper(),
+                elastic_resize_monitor_interval_s=LOOK_FOR_ROOM_S,
             ),
             run_config=ray.train.RunConfig(
                 name=name,
@@ -66,6 +77,7 @@ class RayTrainer:
                 storage_filesystem=filesystem,
                 failure_config=ray.train.FailureConfig(max_failures=MAX_WORKER_FAILURES),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+                callbacks=list(self.callbacks),
             ),
         ).fit()
         returned = result.return_value
@@ -78,24 +90,12 @@ class RayTrainer:
         return result_of_loop
 
 
-def require_room(group: Resources, nodes: list[dict[str, Any]]) -> None:
-    """Raises UsageError if the group cannot fit on the cluster as it is: Ray itself would queue it for ever."""
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
-    for unit, per_worker in (("CPU", group.cpus), ("GPU", group.gpus)):
-        sizes = [int(node.get(unit, 0)) for node in alive]
-        room = sum(size // per_worker for size in sizes) if per_worker else group.workers
-        if room < group.workers:
-            raise errors.UsageError(
-                f"a worker group of {group.workers} x {per_worker} {unit} can never fit: the {len(alive)} node(s) have "
-                f"{' + '.join(map(str, sizes))} {unit}, room for {room} such worker(s); lower runtime.*.workers or "
-                f"runtime.*.{unit.lower()}s, or add nodes"
-            )
-
-
 class _RayWorker:
     """`TrainWorker` inside a Ray Train worker process."""
 
     def __init__(self, trainer: RayTrainer, cpus: int) -> None:
+        from ray.train.torch import get_device  # imports torch, which the stage's own process does without
+
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device, self.threads = str(get_device()), cpus

@@ -94,12 +94,12 @@ def _generated() -> Kind:
 def _files(read_file: Callable[[text_files.TextFile, str], Iterator[Document]], takes: Spec) -> Kind:
     """Text in files that somebody brings."""
 
-    def by_content(spec: Spec) -> list[tuple[str, text_files.TextFile]]:
-        hashed = [(file.sha256(), file) for file in text_files.find_files(spec["path"])]
+    def by_content(spec: Spec, *, looking: bool = False) -> list[tuple[str, text_files.TextFile]]:
+        hashed = [(file.sha256(), file) for file in text_files.find_files(spec["path"], looking=looking)]
         return sorted(hashed, key=lambda item: item[0])
 
     def digest(spec: Spec) -> str:
-        files = by_content(spec)
+        files = by_content(spec, looking=True)
         for _, file in files:
             next(read_file(file, spec.get("column", "")), None)  # a wrong column shows before anything starts
         return combined(f"{spec['kind']} {spec.get('column', '')}", (sha256 for sha256, _ in files))

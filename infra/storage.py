@@ -1,8 +1,9 @@
-"""Files under one URI, local or remote: the only importer of fsspec, and all that knows the difference.
+"""Files under one URI, local or remote: the one place that opens file systems, and all that knows the difference.
 
 Every path argument is relative to the root, with `/`. A missing file is an answer (None, empty); everything
 else that goes wrong is a StoreError that says where, what and what to do. Nothing is created before the
-first write.
+first write. A remote storage that is away is waited for (`infra/patience.py`) before it is an error; so every
+remote call may be made twice, and each is written so that this does no harm.
 """
 
 from __future__ import annotations
@@ -11,55 +12,72 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from bam_core.errors import StoreError
+from infra.patience import Patience, open_for_reading
+from infra.provenance import mask_text
+
+T = TypeVar("T")
 
 CHUNK_BYTES = 1 << 20
+N_TOGETHER = 16
+_TIMES = ("LastModified", "mtime", "last_modified", "updated", "created")
+"""What file systems call the time of a file's last change."""
+PATIENCE_S = 45.0
+"""How long a remote storage may be away before that is an error."""
+LOOK_PATIENCE_S = 10.0
+"""The same for somebody who waits for an answer: what was never reached is more likely misspelt than away."""
 
 
 class Storage:
-    """uri: absolute path of a local folder, or `scheme://...`. shown: the same without user information."""
+    """uri: absolute path of a local folder, or `scheme://...`. shown: the same without secrets, for people."""
 
-    def __init__(self, uri: str) -> None:
-        self.shown = re.sub(r"//[^/@]*@", "//***@", uri)
+    def __init__(self, uri: str, patience_s: float = PATIENCE_S) -> None:
+        self.shown = mask_text(uri)
         if not uri:
             raise StoreError("the store's URI is empty; give a folder or a URI such as s3://bucket/bam")
         try:
-            # Listings must not be cached: another process's record or lease would stay invisible.
-            self.fs, root = url_to_fs(uri, use_listings_cache=False)
+            self.fs, root = open_filesystem(uri)
         except ImportError as error:
             raise StoreError(f"{self.shown}: {error} (pip install it in this environment)") from error
         except Exception as error:
-            raise StoreError(f"{self.shown}: cannot be opened: {error}") from error
+            raise StoreError(f"{self.shown}: cannot be opened: {mask_text(str(error))}") from _cause(error)
         self.is_local = isinstance(self.fs, LocalFileSystem)
         self.root = root.rstrip("/")
         self.uri = (self.root or "/") if self.is_local else uri.rstrip("/")
+        self.patience = Patience(0 if self.is_local else patience_s)
+
+    def __reduce__(self) -> tuple[type[Storage], tuple[str, float]]:
+        return Storage, (self.uri, self.patience.seconds)
 
     def local(self, path: str) -> Path:
         assert self.is_local, f"{self.shown} is not a local folder"
         return Path(self.uri, path)
 
     def read(self, path: str) -> bytes | None:
-        with self.explained("read", path):
-            try:
-                data: bytes = self.fs.cat_file(self._full(path))
-            except FileNotFoundError:
-                return None
-            return data
+        found: bytes | None = self._do("read", path, lambda: _or_none(self.fs.cat_file, self._full(path)))
+        return found
+
+    def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
+        """As `read`. Remote files are asked for together: each is mostly waiting."""
+        if self.is_local:
+            return [self.read(path) for path in paths]
+        with ThreadPoolExecutor(N_TOGETHER) as pool:
+            return list(pool.map(self.read, paths))
 
     def sha256(self, path: str) -> str:
         digest = hashlib.sha256()
-        with self.explained("read", path), self.fs.open(self._full(path), "rb") as file:
+        with self.explained("read", path), open_for_reading(self.fs, self._full(path), self.patience) as file:
             while chunk := file.read(CHUNK_BYTES):
                 digest.update(chunk)
         return digest.hexdigest()
@@ -67,23 +85,47 @@ class Storage:
     def sizes(self, path: str) -> dict[str, int]:
         """Size in bytes of every file below, by path relative to `path`."""
         top = self._full(path)
-        with self.explained("list", path):
-            found = self.fs.find(top, detail=True)
+        found = self._do("list", path, lambda: self.fs.find(top, detail=True))
         start = len(top) + 1
         # Some clients leave zero-byte "folder/" objects behind.
         return {name[start:]: info["size"] for name, info in found.items() if name[start:].strip("/")}
 
     def folders(self, path: str) -> list[str]:
-        with self.explained("list", path):
+        def list_() -> list[Any]:
             try:
-                entries = self.fs.ls(self._full(path), detail=True)
+                found: list[Any] = self.fs.ls(self._full(path), detail=True)
             except FileNotFoundError:
                 return []
+            return found
+
+        entries = self._do("list", path, list_)
         return sorted(PurePosixPath(e["name"]).name for e in entries if e["type"] == "directory")
 
+    def newest_first(self, path: str, name: str) -> list[str]:
+        """Every `path/*/name`, the last written first (by the storage's own times), without reading any."""
+        if self.is_local:
+            with self.explained("list", path):
+                times = {file.parent.name: file.stat().st_mtime for file in self.local(path).glob(f"*/{name}")}
+        else:
+            found = self._do("list", path, lambda: self.fs.find(self._full(path), detail=True))
+            infos = {}
+            for full, info in found.items():
+                parts = full[len(self._full(path)) + 1 :].split("/")
+                if parts[1:] == [name]:
+                    infos[parts[0]] = info
+            times = {
+                folder: next((str(info[key]) for key in _TIMES if info.get(key)), "") for folder, info in infos.items()
+            }
+        return [f"{path}/{folder}/{name}" for folder in sorted(times, key=times.__getitem__, reverse=True)]
+
     def create_exclusive(self, path: str, data: bytes) -> bool:
-        """Create the file with all its bytes, unless it exists: of several callers exactly one gets True."""
-        with self.explained("create", path):
+        """Create the file with all its bytes, unless it exists: of several callers exactly one gets True.
+
+        data: unlike that of any other caller. So a file that is there and equal is our own: the answer to an earlier
+        try was lost, and whoever tried again (a client library does so too) is told that it exists.
+        """
+
+        def create() -> bool:
             try:
                 if self.is_local:
                     _create_local(self._parented(path), data)
@@ -91,53 +133,62 @@ class Storage:
                     self.fs.pipe_file(self._full(path), data, mode="create")
             except FileExistsError:
                 # A file where a folder is needed raises the same; only this very file means "not the first".
-                if not self.fs.exists(self._full(path)):
+                there = _or_none(self.fs.cat_file, self._full(path))
+                if there is None and not self.fs.exists(self._full(path)):
                     raise
-                return False
-        return True
+                return there == data
+            return True
+
+        return self._do("create", path, create)
 
     def write_atomic(self, path: str, data: bytes) -> None:
         """Create or replace the file; a reader sees all of the old bytes or all of the new."""
-        with self.explained("write", path):
-            if self.is_local:
-                _replace_local(self._parented(path), data)
-            else:
-                self.fs.pipe_file(self._full(path), data)
+        if self.is_local:
+            self._do("write", path, lambda: _replace_local(self._parented(path), data))
+        else:
+            self._do("write", path, lambda: self.fs.pipe_file(self._full(path), data))
 
     def put(self, file: Path, path: str) -> None:
         """Move (local) or upload (elsewhere) a file; it appears whole or not at all."""
-        with self.explained("write", path):
-            if not self.is_local:
-                self.fs.put_file(str(file), self._full(path))
-                return
-            _move_local(file, self._parented(path))
+        if self.is_local:
+            self._do("write", path, lambda: _move_local(file, self._parented(path)))
+        else:
+            self._do("write", path, lambda: self.fs.put_file(str(file), self._full(path)))
 
     def get(self, path: str, file: Path) -> None:
         """Download a file."""
-        with self.explained("read", path):
-            self.fs.get_file(self._full(path), str(file))
+        self._do("read", path, lambda: self.fs.get_file(self._full(path), str(file)))
 
     def remove(self, path: str) -> None:
         """Remove a file; one that is not there is fine."""
-        with self.explained("remove", path), contextlib.suppress(FileNotFoundError):
-            self.fs.rm_file(self._full(path))
+        self._do("remove", path, lambda: _or_none(self.fs.rm_file, self._full(path)))
 
     def remove_tree(self, path: str) -> None:
-        with self.explained("remove", path), contextlib.suppress(FileNotFoundError):
-            self.fs.rm(self._full(path), recursive=True)
+        self._do("remove", path, lambda: _or_none(self.fs.rm, self._full(path), recursive=True))
 
     def check_writable(self) -> None:
-        """Raises StoreError if files could not be created. Leaves nothing behind, not even the root."""
-        with self.explained("write", ""):
-            if self.is_local:
+        """Raises StoreError if files could not be created, or not exclusively, on which leases rest.
+
+        Leaves nothing behind, not even the root.
+        """
+        if self.is_local:
+            with self.explained("write", ""):
                 folder = self.local("")
                 while not folder.exists():
                     folder = folder.parent
                 with tempfile.TemporaryFile(dir=folder):
                     return
-            probe = self._full(f"probe-{uuid.uuid4().hex}")
-            self.fs.pipe_file(probe, b"")
-            self.fs.rm_file(probe)
+        probe = f"probe-{uuid.uuid4().hex}"
+        try:
+            self.create_exclusive(probe, b"first")
+            if self.create_exclusive(probe, b"second"):
+                raise StoreError(
+                    f"{self.shown}: creates a file that exists already instead of refusing, so two runs could work on "
+                    "one artifact; choose a storage with conditional writes (If-None-Match)"
+                )
+        finally:
+            with contextlib.suppress(StoreError):  # the first error says more
+                self.remove(probe)
 
     def _full(self, path: str) -> str:
         return f"{self.root}/{path}".rstrip("/")
@@ -146,6 +197,10 @@ class Storage:
         target = self.local(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
+
+    def _do(self, doing: str, path: str, operation: Callable[[], T]) -> T:
+        with self.explained(doing, path):
+            return self.patience.call(operation)
 
     @contextlib.contextmanager
     def explained(self, doing: str, path: str) -> Iterator[None]:
@@ -156,8 +211,33 @@ class Storage:
             raise
         except Exception as error:
             place = f"{self.shown}/{path}" if path else self.shown
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise StoreError(f"{place}: cannot {doing}: {reason}; {_remedy(error)}") from error
+            reason = mask_text(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+            raise StoreError(f"{place}: cannot {doing}: {reason}; {_remedy(error)}") from _cause(error)
+
+
+def open_filesystem(uri: str) -> tuple[Any, str]:
+    """(fsspec's file system, path on it). Raises whatever its library raises."""
+    # Listings must not be cached: another process's record or lease would stay invisible.
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if uri.startswith(("s3://", "s3a://")):
+        # How long a server may be away is for `Patience` to say. Left alone, botocore and s3fs multiply their tries.
+        options["config_kwargs"] = {"retries": {"mode": "standard", "max_attempts": 1}}
+    fs, path = url_to_fs(uri, **options)
+    if "config_kwargs" in options:
+        fs.retries = 2
+    return fs, path
+
+
+def _cause(error: Exception) -> Exception | None:
+    """What a traceback may show of it: nothing, if its words hold a secret."""
+    return error if mask_text(str(error)) == str(error) else None
+
+
+def _or_none(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    try:
+        return call(*args, **options)
+    except FileNotFoundError:
+        return None
 
 
 def ray_storage(uri: str) -> tuple[Any, str, str]:
@@ -166,9 +246,11 @@ def ray_storage(uri: str) -> tuple[Any, str, str]:
     parent, _, name = storage.root.rpartition("/")
     if storage.is_local:
         return None, parent, name
-    from pyarrow.fs import FSSpecHandler, PyFileSystem  # slow to import, and only Ray needs it
+    from pyarrow.fs import PyFileSystem  # slow to import, and only Ray needs it
 
-    return PyFileSystem(FSSpecHandler(storage.fs)), parent, name
+    from infra.arrow_files import PatientHandler
+
+    return PyFileSystem(PatientHandler(storage.fs, storage.patience)), parent, name
 
 
 def sync(path: Path) -> None:

@@ -28,18 +28,34 @@ from bam_core.graph import refs
 from bam_core.graph.key import KEY12, key12
 from bam_core.graph.record import Output, Record, artifact_digest
 from bam_core.protocols import LeaseInfo, Store
-from infra.leases import HeldLease, Leases, is_lease_file
-from infra.storage import Storage
+from infra.leases import HeldLease, Leases, Watch, is_lease_file
+from infra.provenance import mask_values
+from infra.storage import PATIENCE_S, Storage
 
 _STAGE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+NO_PROGRESS_S = 5.0
+"""How long a remote store that had no figures of a running stage is not asked again."""
 _KEY = re.compile(rf"[0-9a-f]{{{KEY12},}}")
 
 
 class ArtifactStore:
-    """clock: seconds since the epoch. lease_ttl_s: how long a lease outlives the last sign of its owner."""
+    """clock: seconds since the epoch. lease_ttl_s: how long a lease outlives the last sign of its owner.
 
-    def __init__(self, uri: str, *, clock: Callable[[], float] = time.time, lease_ttl_s: float = 30.0) -> None:
-        self._storage = Storage(uri)
+    watch: what this process has seen of the leases of others. patience_s: how long a remote storage may be away.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        clock: Callable[[], float] = time.time,
+        watch: Watch | None = None,
+        lease_ttl_s: float = 30.0,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._storage = Storage(uri, patience_s)
+        self._watch = watch or Watch()
+        self._no_progress: dict[tuple[str, str], float] = {}
         self.uri = self._storage.uri
         self._clock = clock
         self._lease_ttl_s = lease_ttl_s
@@ -65,14 +81,17 @@ class ArtifactStore:
         stages = self._storage.folders("artifacts") if stage is None else [stage]
         parents = [f"artifacts/{name}" for name in stages]
         folders = [f"{parent}/{name}" for parent in parents for name in self._storage.folders(parent)]
-        found = []
-        for folder in folders:
-            data = self._storage.read(f"{folder}/record.json")
-            with contextlib.suppress(ArtifactDamaged):
-                record = None if data is None else _parse(data, folder)
-                if record is not None and folder == _folder(record.stage, record.key):
-                    found.append(record)
+        read = self._storage.read_many([f"{folder}/record.json" for folder in folders])
+        found = [record for folder, data in zip(folders, read, strict=True) if (record := _readable(data, folder))]
         return sorted(found, key=lambda record: (record.ended, record.stage, record.key))
+
+    def newest(self, stage: str, but: str) -> Record | None:
+        """The readable record of this stage that was written last, of another key than `but`. Reads few."""
+        for path in self._storage.newest_first(f"artifacts/{stage}", "record.json"):
+            record = _readable(self._storage.read(path), path.removesuffix("/record.json"))
+            if record is not None and record.key != but:
+                return record
+        return None
 
     def artifacts(self) -> list[tuple[str, str]]:
         """(stage, first 12 of the key) of every artifact, done or not."""
@@ -158,8 +177,7 @@ class ArtifactStore:
 
     def attempt_dir(self, stage: str, key: str, attempt: int) -> Path:
         path = f"{_folder(stage, key)}/attempts/{attempt:04d}"
-        store = hashlib.sha256(self.uri.encode()).hexdigest()[:KEY12]
-        folder = self._storage.local(path) if self._storage.is_local else _cache() / "attempts" / store / path
+        folder = self._storage.local(path) if self._storage.is_local else self._here("attempts") / path
         with self._storage.explained("write", path):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -167,7 +185,7 @@ class ArtifactStore:
     def close_attempt(self, stage: str, key: str, attempt: int, error: Mapping[str, Any] | None) -> None:
         folder = self.attempt_dir(stage, key, attempt)
         if error is not None:
-            (folder / "error.json").write_text(json.dumps(error, indent=2))
+            (folder / "error.json").write_text(json.dumps(mask_values(error), indent=2))
         if not self._storage.is_local:
             for file in _files(folder):
                 name = file.relative_to(folder).as_posix()
@@ -175,7 +193,19 @@ class ArtifactStore:
             shutil.rmtree(folder)
 
     def progress(self, stage: str, key: str) -> Mapping[str, Any] | None:
-        return self._of_newest_attempt(stage, key, "progress.json")
+        """On a remote store, of an attempt on this machine, or of one that is over: so it is not asked for often."""
+        if self._storage.is_local:
+            return self._of_newest_attempt(stage, key, "progress.json")
+        folder = self._here("attempts") / _folder(stage, key)
+        for file in sorted(folder.glob("attempts/*/progress.json"), reverse=True):
+            with contextlib.suppress(OSError):  # just published
+                return _object(file.read_bytes())
+        if time.monotonic() < self._no_progress.get((stage, key), 0.0):
+            return None
+        found = self._of_newest_attempt(stage, key, "progress.json")
+        if found is None:
+            self._no_progress[stage, key] = time.monotonic() + NO_PROGRESS_S
+        return found
 
     def error(self, stage: str, key: str) -> Mapping[str, Any] | None:
         """Why the newest attempt failed, or None if it has not."""
@@ -185,11 +215,22 @@ class ArtifactStore:
         """Where a stage's checkpoints are kept until it is done."""
         return f"{self.uri}/{_training(stage, key)}"
 
+    def training_dir(self, stage: str, key: str) -> Path:
+        """The same for a training that stays on this machine: a local folder, also of a remote store."""
+        path = _training(stage, key)
+        return self._storage.local(path) if self._storage.is_local else self._here("training") / path
+
     def clear_training(self, stage: str, key: str) -> None:
         self._storage.remove_tree(_training(stage, key))
+        if not self._storage.is_local:
+            shutil.rmtree(self.training_dir(stage, key), ignore_errors=True)
+
+    def _here(self, what: str) -> Path:
+        """Where this machine keeps what belongs to this remote store and is not in it yet."""
+        return _cache() / what / hashlib.sha256(self.uri.encode()).hexdigest()[:KEY12]
 
     def _leases(self, stage: str, key: str) -> Leases:
-        return Leases(self._storage, _folder(stage, key), self._clock, self._lease_ttl_s)
+        return Leases(self._storage, _folder(stage, key), self._clock, self._lease_ttl_s, self._watch)
 
     def _holds(self, folder: str, output: Output) -> bool:
         return self._storage.sha256(f"{folder}/{output.path}") == output.sha256
@@ -203,10 +244,7 @@ class ArtifactStore:
         if not attempts:
             return None
         data = self._storage.read(f"{_folder(stage, key)}/attempts/{attempts[-1]:04d}/{name}")
-        with contextlib.suppress(ValueError):  # being written, or cut off when its process was killed
-            found = None if data is None else json.loads(data)
-            return found if isinstance(found, dict) else None
-        return None
+        return None if data is None else _object(data)
 
     def _download(self, record: Record, folder: str, to: Path) -> None:
         for output in record.outputs:
@@ -256,6 +294,10 @@ def _parse(data: bytes, where: str) -> Record:
     except ValueError as error:
         raise ArtifactDamaged(f"{where}: record.json is not JSON ({error})") from error
     record = Record.from_json(content, where)
+    for ref in (record.ref, *record.inputs.values()):
+        texts = isinstance(ref.stage, str) and isinstance(ref.key, str)
+        if not (texts and _STAGE.fullmatch(ref.stage) and _KEY.fullmatch(ref.key)):
+            raise ArtifactDamaged(f"{where}: its record names {ref.stage!r}@{ref.key!r}, which no artifact can be")
     if artifact_digest(record.outputs) != record.digest:
         raise ArtifactDamaged(f"{where}: record.json lists outputs that do not have its digest")
     return record
@@ -266,6 +308,23 @@ def _size_fault(output: Output, sizes: Mapping[str, int]) -> str | None:
         return f"output {output.path} is missing"
     size = sizes[output.path]
     return None if size == output.size else f"output {output.path} has {size} bytes, not {output.size}"
+
+
+def _object(data: bytes) -> dict[str, Any] | None:
+    """A JSON object; None if it is none: being written, or cut off when its process was killed."""
+    with contextlib.suppress(ValueError):
+        found = json.loads(data)
+        return found if isinstance(found, dict) else None
+    return None
+
+
+def _readable(data: bytes | None, folder: str) -> Record | None:
+    """The record in `folder`, if it is one and belongs there."""
+    with contextlib.suppress(ArtifactDamaged):
+        record = None if data is None else _parse(data, folder)
+        if record is not None and folder == _folder(record.stage, record.key):
+            return record
+    return None
 
 
 def _check_sizes(record: Record, sizes: Mapping[str, int], where: str) -> None:

@@ -9,15 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from bam_core.errors import InvalidInput, Problem
 from bam_core.protocols import Document
+from infra.patience import Patience, open_for_reading
+from infra.provenance import mask_text
+from infra.storage import LOOK_PATIENCE_S, PATIENCE_S, open_filesystem
 
 CHUNK_BYTES = 1 << 20
 PARQUET_ROWS = 1024
@@ -25,15 +29,21 @@ PARQUET_ROWS = 1024
 
 @dataclass(frozen=True)
 class TextFile:
-    """One file: where it is, as errors name it."""
+    """One file: where it is, as errors name it. fs: of fsspec."""
 
-    fs: fsspec.AbstractFileSystem
+    fs: Any
     path: str
+    patience: Patience
 
-    def open(self) -> IO[bytes]:
+    @contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """Raises InvalidInput if it cannot be read, now or later: a network may be lost in the middle of a file."""
         try:
-            return self.fs.open(self.path, "rb")
-        except OSError as error:
+            with open_for_reading(self.fs, self.path, self.patience) as file:
+                yield file
+        except InvalidInput:
+            raise
+        except Exception as error:  # each storage library has its own
             raise _unreadable(self.path, error) from error
 
     def sha256(self) -> str:
@@ -51,16 +61,20 @@ class TextFile:
         return Document(text, name if place is None else f"{name}:{place}")
 
 
-def find_files(path: Any) -> list[TextFile]:
-    """The file at this path or URI, or all that match it as a glob. Raises InvalidInput if there are none."""
+def find_files(path: Any, *, looking: bool = False) -> list[TextFile]:
+    """The file at this path or URI, or all that match it as a glob. Raises InvalidInput if there are none.
+
+    looking: somebody waits to hear whether they can be read, so a storage that is away is not waited for as long.
+    """
     if not isinstance(path, str) or not path:
         raise InvalidInput("source", [Problem("path", path, "must be a path, a URI or a glob")])
     try:
-        fs, place = fsspec.core.url_to_fs(path, use_listings_cache=False)
-        if fs.isdir(place):
+        fs, place = open_filesystem(path)
+        patience = Patience(0 if isinstance(fs, LocalFileSystem) else LOOK_PATIENCE_S if looking else PATIENCE_S)
+        if patience.call(lambda: fs.isdir(place)):
             remedy = f"name the files: {path.rstrip('/')}/*"
             raise InvalidInput("source", [Problem("path", path, "is a folder, not a file", remedy)])
-        found = [place] if fs.exists(place) else sorted(match for match in fs.glob(place) if fs.isfile(match))
+        found = patience.call(lambda: _matches(fs, place))
     except InvalidInput:
         raise
     except Exception as error:  # each storage library has its own errors for a wrong name or missing rights
@@ -68,7 +82,11 @@ def find_files(path: Any) -> list[TextFile]:
     if not found:
         is_glob = any(character in path for character in "*?[")
         raise InvalidInput("source", [Problem("path", path, "matches no file" if is_glob else "no such file")])
-    return [TextFile(fs, match) for match in found]
+    return [TextFile(fs, match, patience) for match in found]
+
+
+def _matches(fs: Any, place: str) -> list[str]:
+    return [place] if fs.exists(place) else sorted(match for match in fs.glob(place) if fs.isfile(match))
 
 
 def read_text(file: TextFile, column: str) -> Iterator[Document]:
@@ -141,4 +159,4 @@ def _no_column(column: str, columns: list[str], where: str) -> InvalidInput:
 
 
 def _unreadable(path: str, error: Exception) -> InvalidInput:
-    return _invalid("path", path, f"cannot be read: {str(error) or type(error).__name__}")
+    return _invalid("path", path, f"cannot be read: {mask_text(str(error)) or type(error).__name__}")

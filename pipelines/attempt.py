@@ -12,12 +12,12 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bam_core.errors import ArtifactDamaged, BamError, LeaseHeld, StageFailed
+from bam_core.errors import ArtifactDamaged, BamError, LeaseHeld, StageFailed, StoreError
 from bam_core.graph.plan import rebuilt_input
 from bam_core.graph.record import Record, artifact_digest
 from bam_core.graph.stage import Stage
@@ -25,6 +25,7 @@ from bam_core.protocols import (
     Lease,
     Metrics,
     Place,
+    Searcher,
     Sources,
     StageContext,
     StageFunction,
@@ -37,6 +38,8 @@ from pipelines.stages.inputs import require_fitting
 LiveFigures = Callable[[int, Metrics], None]
 DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 """What Arrow, safetensors and Ray say of a full disk or quota: their exceptions differ, but all quote the system."""
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc", "OutOfMemoryError")
+"""What torch, CUDA, C++ and Ray say of it."""
 POLL_S = 0.25
 """How often the driver looks at progress, and a stage at a lease that another run holds."""
 
@@ -62,7 +65,8 @@ class StageJob:
 class Services:
     """The adapters that a stage runs with, joined in `wiring`.
 
-    trainer: of (job, input records, attempt's folder, live log). live_log: of (attempt's folder, tracker's handle).
+    trainer: of (job, input records, attempt's folder, live log). searcher: of (stage, trainer), for a
+    stage that searches. live_log: of (attempt's folder, tracker's handle).
     capture: sends this process's output to a file, where the process runs nothing else. place: where this process is.
     """
 
@@ -71,6 +75,7 @@ class Services:
     sources: Sources
     function: Callable[[Stage], StageFunction]
     trainer: Callable[[StageJob, Mapping[str, Record], Path, LiveFigures], Trainer]
+    searcher: Callable[[Stage, Trainer], Searcher | None]
     live_log: Callable[[Path, Mapping[str, Any]], LiveFigures]
     capture: Callable[[Path], AbstractContextManager[None]]
     place: Callable[[], Place]
@@ -91,20 +96,41 @@ def run_stage_job(job: StageJob, tracking: Mapping[str, Any], services: Services
     """
     store, name = services.store, job.stage.name
     try:
-        lease = _acquire_or_reuse(job, store)
-        if isinstance(lease, Record):
-            return StageEnd(lease, made=False)
-        try:
-            return StageEnd(_attempt(job, tracking, services, lease), made=True)
-        finally:
-            lease.release()
+        while True:
+            lease = _acquire_or_reuse(job, store)
+            if isinstance(lease, Record):
+                return StageEnd(lease, made=False)
+            try:
+                return StageEnd(_attempt(job, tracking, services, lease), made=True)
+            except Exception:
+                if not _is_lost(lease):
+                    raise
+                # Held up for so long that another run took over: what it makes is as good, and this failure is ours.
+            finally:
+                lease.release()
     except BamError as error:
         raise StageFailed(f"{name}: {error}") from error
     except Exception as error:
         where = store.artifact_uri(name, job.key)
-        remedy = f"; free some space for {where} and run the same command: nothing committed is lost"
-        is_full = any(words in str(error) for words in DISK_FULL)
-        raise StageFailed(f"{name}: {type(error).__name__}: {error}{remedy if is_full else ''}") from error
+        raise StageFailed(f"{name}: {type(error).__name__}: {error}{_remedy(error, where)}") from error
+
+
+def _remedy(error: Exception, where: str) -> str:
+    if any(words in str(error) for words in DISK_FULL):
+        return f"; free some space for {where} and run the same command: nothing committed is lost"
+    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+        return "; lower runtime.micro_batch_rows or runtime.max_parallel and run the same command: it continues"
+    return ""
+
+
+def _is_lost(lease: Lease) -> bool:
+    """Whether another run has taken the lease over; one that cannot be asked is not lost."""
+    try:
+        with suppress(StoreError):
+            lease.require()
+    except LeaseHeld:
+        return True
+    return False
 
 
 def _acquire_or_reuse(job: StageJob, store: Store) -> Lease | Record:
@@ -144,7 +170,8 @@ def _attempt(job: StageJob, tracking: Mapping[str, Any], services: Services, lea
         return _make(job, services, lease, records, attempt, handle)
     except BaseException as failure:
         error = {"type": type(failure).__name__, "message": str(failure), "traceback": traceback.format_exc()}
-        tracker.fail_stage(handle, str(failure))
+        if not _is_lost(lease):  # else MLflow's run is the other's now
+            tracker.fail_stage(handle, str(failure))
         raise
     finally:
         store.close_attempt(stage.name, job.key, attempt, error)
@@ -178,6 +205,7 @@ def _make(
             sources=services.sources,
             history=store.records,
             log=live_log,
+            searcher=services.searcher(stage, trainer),
         )
         metrics = services.function(stage)(context)
         ran_on = trainer.workers or [services.place()]
@@ -203,7 +231,7 @@ def _whole(folder: Path, record: Record) -> Path:
             if hashlib.file_digest(file, "sha256").hexdigest() != output.sha256:
                 raise ArtifactDamaged(
                     f"{record.stage}@{record.key[:12]}: {output.path} has other bytes than recorded; "
-                    f"`--force {record.stage}` makes it again"
+                    f"`--only {record.stage} --force {record.stage}` makes it again"
                 )
     return folder
 

@@ -2,6 +2,8 @@
 
     tokenizer -> data.<domain> -> seed -> expert.<domain> -> mix.<variant> -> train.<variant> -> evaluate -> report
 
+A search, `tune.<name>`, comes before the stages that use its best values.
+
 Branch-Attend-Mix (BAM, section 4): branch the seed into one dense expert per domain, then initialise attention and FFN
 experts of a mixture from them. The general domain's expert is the seed itself: no training, no copy.
 """
@@ -19,15 +21,18 @@ from bam_core.seeds import child_seed
 from bam_core.upcycle.variants import Variant, mixture_config, variant_sources
 from pipelines.recipe import Recipe
 from pipelines.recipe.parts import Group
+from pipelines.recipe.tuning import tuned_fields, without
 from pipelines.stages import KINDS
 
+Tuned = Mapping[str, Mapping[str, str]]
+"""Search -> {key of the recipe: field of the phase}."""
 CALIBRATION_TOKENS = 4096
 """Of each domain's text, to fit a mixture's routers and to measure its start."""
 
 
 def build(recipe: Recipe, digests: Mapping[str, str]) -> Pipeline:
     """The recipe's stages in an order in which they can run. digests: content identity of each domain's text."""
-    return Pipeline(recipe.name, tuple(_stages(recipe, digests)))
+    return Pipeline(recipe.name, _in_order(list(_stages(recipe, digests))))
 
 
 def _stages(recipe: Recipe, digests: Mapping[str, str]) -> Iterator[Stage]:
@@ -35,23 +40,35 @@ def _stages(recipe: Recipe, digests: Mapping[str, str]) -> Iterator[Stage]:
     for domain in recipe.domains:
         yield _data(recipe, domain, digests[domain])
 
-    seed = recipe.seed_training()
-    start = {"init_seed": child_seed(recipe.seed, "init"), "model": recipe.dense_config().identity()}
-    yield _training(recipe, "seed", {"tokenizer": "tokenizer"}, seed, start)
+    for name in recipe.tune:
+        yield _tune(recipe, name)
+    yield _training(recipe, "seed")
     for domain in recipe.specialists:
-        yield _training(
-            recipe, f"expert.{domain}", {"seed": "seed"}, recipe.expert_training(domain), {"domain": domain}
-        )
-
-    phases = mixture_phases(recipe)
+        yield _training(recipe, f"expert.{domain}")
     for name in recipe.variants:
         yield _mix(recipe, name)
-        yield _training(recipe, f"train.{name}", {"mix": f"mix.{name}"}, phases[name], {"variant": name})
+        yield _training(recipe, f"train.{name}")
     if recipe.dense:
-        yield _training(recipe, "dense", {"seed": "seed"}, phases["dense"], {})
+        yield _training(recipe, "dense")
 
     yield _evaluate(recipe)
     yield _report(recipe)
+
+
+def _in_order(stages: list[Stage]) -> tuple[Stage, ...]:
+    """The same order, but that no stage comes before what it reads."""
+    named, placed = {stage.name: stage for stage in stages}, dict[str, Stage]()
+
+    def place(stage: Stage) -> None:
+        for parent in stage.inputs.values():
+            if parent not in placed:
+                place(named[parent])
+        placed.setdefault(stage.name, stage)
+
+    for stage in stages:
+        if stage.function != "tune":  # one comes right before the first that reads it
+            place(stage)
+    return tuple(placed.values())
 
 
 def experts(recipe: Recipe) -> dict[str, str]:
@@ -71,6 +88,13 @@ def model_configs(recipe: Recipe) -> dict[str, ModelConfig]:
     return models
 
 
+def trainings(recipe: Recipe) -> dict[str, TrainConfig]:
+    """Stage name -> its phase, as the recipe says it: a search may set some of its fields."""
+    phases = {"seed": recipe.seed_training()}
+    phases |= {f"expert.{domain}": recipe.expert_training(domain) for domain in recipe.specialists}
+    return phases | {name if name == "dense" else f"train.{name}": p for name, p in mixture_phases(recipe).items()}
+
+
 def mixture_phases(recipe: Recipe) -> dict[str, TrainConfig]:
     """The mixture phase of every variant and of `dense`.
 
@@ -84,6 +108,18 @@ def mixture_phases(recipe: Recipe) -> dict[str, TrainConfig]:
     cost = {name: training_flops(models[stage], phase.batch_tokens, phase.seq_len) for name, stage in names.items()}
     budget = phase.n_steps * min(cost[name] for name in recipe.variants)
     return {name: replace(phase, tokens=max(1, budget // cost[name]) * phase.batch_tokens) for name in names}
+
+
+def search_costs(recipe: Recipe) -> dict[str, dict[str, float]]:
+    """Stage name of each search -> what it costs if no trial is stopped."""
+    found, models, phases = {}, model_configs(recipe), trainings(recipe)
+    for name, search in recipe.tune.items():
+        phase = phases[search.stage]
+        phase = replace(phase, tokens=search.tokens or phase.tokens)
+        tokens = search.trials * phase.n_steps * phase.batch_tokens
+        flops = training_flops(models[search.stage], tokens, phase.seq_len)
+        found[f"tune.{name}"] = {"trials": search.trials, "train_tokens": tokens, "train_flops": flops}
+    return found
 
 
 def variant(recipe: Recipe, name: str) -> Variant:
@@ -126,19 +162,86 @@ def _text_identity(recipe: Recipe, domain: str, digest: str) -> dict[str, Any]:
     return {"source": source | {"digest": digest}, "valid_frac": spec.valid_frac, "max_bytes": spec.max_bytes}
 
 
-def _training(
-    recipe: Recipe, name: str, start: Mapping[str, str], phase: TrainConfig, config: Mapping[str, Any]
-) -> Stage:
-    data = {f"data.{domain}": f"data.{domain}" for domain, share in phase.shares.items() if share > 0}
-    group = getattr(recipe.runtime, name.partition(".")[0] if name.startswith(("seed", "expert")) else "train")
-    pace = {"checkpoint_steps": recipe.runtime.checkpoint_steps}
+def _training(recipe: Recipe, name: str) -> Stage:
+    tuned = tuned_fields(recipe, name)
+    phase = _phase(recipe, name, tuned)
+    config = {"phase": phase, **({"tuned": _roles(tuned)} if tuned else {})}
+    inputs = _start_inputs(name) | _data_inputs(phase, tuned) | {role: role for role in _roles(tuned)}
+    stage = _stage(name, {**_start(recipe, name), **config}, inputs, {"pace": _pace(recipe, name)})
+    return replace(stage, resources=_worker_group(_group(recipe, name)))
+
+
+def _tune(recipe: Recipe, name: str) -> Stage:
+    """Trains as the stage that it searches for, on what that reads, once for each trial."""
+    search, stage = recipe.tune[name], recipe.tune[name].stage
+    fields = tuned_fields(recipe, stage)[name]
+    tuned = tuned_fields(recipe, stage, before=name)
+    phase = _phase(recipe, stage, tuned | {name: fields}) | ({"tokens": search.tokens} if search.tokens else {})
+    kind, _, domain = stage.partition(".")
+    judges = search.domains or ([domain] if kind == "expert" else list(recipe.domains))
+    config = {
+        "of": stage,
+        "phase": phase,
+        "space": {key: search.search[key].to_json() for key in fields},
+        "fields": fields,
+        "trials": search.trials,
+        "rungs": search.rungs,
+        "reduction": search.reduction,
+        "domains": judges,
+        "eval_tokens": search.eval_tokens,
+        "seed": child_seed(recipe.seed, f"tune.{name}"),
+        **({"tuned": _roles(tuned)} if tuned else {}),
+        **{key: value for key, value in _start(recipe, stage).items() if key in ("init_seed", "model")},
+    }
+    inputs = _start_inputs(stage) | _data_inputs(phase, tuned | {name: fields}) | {role: role for role in _roles(tuned)}
+    inputs |= {f"data.{domain}": f"data.{domain}" for domain in judges}
+    runtime = {"pace": _pace(recipe, stage), "max_trials": recipe.runtime.max_trials}
+    made = _stage(f"tune.{name}", config, inputs, runtime)
+    return replace(made, resources=_worker_group(_group(recipe, stage)))
+
+
+def _start(recipe: Recipe, name: str) -> dict[str, Any]:
+    """What else than its phase says what a training is."""
+    kind, _, rest = name.partition(".")
+    if kind == "seed":
+        return {"init_seed": child_seed(recipe.seed, "init"), "model": recipe.dense_config().identity()}
+    return {"expert": {"domain": rest}, "train": {"variant": rest}, "dense": {}}[kind]
+
+
+def _start_inputs(name: str) -> dict[str, str]:
+    kind, _, rest = name.partition(".")
+    return {"seed": {"tokenizer": "tokenizer"}, "train": {"mix": f"mix.{rest}"}}.get(kind, {"seed": "seed"})
+
+
+def _phase(recipe: Recipe, name: str, tuned: Tuned) -> dict[str, Any]:
+    """The phase's identity without the fields that searches set."""
+    fields = {key: field for found in tuned.values() for key, field in found.items()}
+    return without(recipe, trainings(recipe)[name].identity(), name, fields)
+
+
+def _roles(tuned: Tuned) -> dict[str, Mapping[str, str]]:
+    return {f"tune.{name}": fields for name, fields in tuned.items()}
+
+
+def _data_inputs(phase: Mapping[str, Any], tuned: Tuned) -> dict[str, str]:
+    """The text of every domain that has a share, or could be given one."""
+    searched = {field.partition(".")[2] for found in tuned.values() for field in found.values()} - {""}
+    domains = [*phase["shares"], *sorted(searched - phase["shares"].keys())]
+    return {f"data.{d}": f"data.{d}" for d in domains if phase["shares"].get(d, 0) > 0 or d in searched}
+
+
+def _group(recipe: Recipe, name: str) -> Group:
+    group: Group = getattr(recipe.runtime, name.partition(".")[0] if name.startswith(("seed", "expert")) else "train")
+    return group
+
+
+def _pace(recipe: Recipe, name: str) -> dict[str, Any]:
+    pace: dict[str, Any] = {"checkpoint_steps": recipe.runtime.checkpoint_steps}
     if recipe.runtime.micro_batch_rows:
         pace["micro_batch_rows"] = recipe.runtime.micro_batch_rows
     pace |= {name: True for name in ("activation_checkpointing", "compile") if getattr(recipe.runtime, name)}
-    if group.strategy != "ddp":
-        pace["strategy"] = group.strategy
-    stage = _stage(name, {**config, "phase": phase.identity()}, {**start, **data}, {"pace": pace})
-    return replace(stage, resources=_worker_group(group))
+    strategy = _group(recipe, name).strategy
+    return pace if strategy == "ddp" else pace | {"strategy": strategy}
 
 
 def _worker_group(group: Group) -> Resources:
@@ -180,7 +283,8 @@ def _evaluate(recipe: Recipe) -> Stage:
 def _report(recipe: Recipe) -> Stage:
     models = list(model_configs(recipe))
     config = {"recipe": recipe.name, "models": models, "domains": list(recipe.domains)}
-    return _stage("report", config, {"evaluate": "evaluate", **{name: name for name in models}}, {})
+    tunes = [f"tune.{name}" for name in recipe.tune]
+    return _stage("report", config, {"evaluate": "evaluate", **{name: name for name in [*models, *tunes]}}, {})
 
 
 def _all_data(recipe: Recipe) -> dict[str, str]:

@@ -6,10 +6,14 @@ Invariant: one failure never stops an independent branch.
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import FrameType
 from typing import Any, Protocol
 
 from bam_core.graph.plan import Decision
@@ -74,6 +78,23 @@ class Task:
     args: tuple[Any, ...]
 
 
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, as a batch system or a container sends it, ends a run as ctrl-C does: in order and with words."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 class PipelineRun:
     """The driver's side of a run: starts what may start, watches, and knows what to tell the person who waits."""
 
@@ -99,6 +120,10 @@ class PipelineRun:
     def run(self, executor: Executor, task: Task, max_parallel: int) -> str:
         """Run to the end of what can be run. Returns `done` or `failed`."""
         self._schedule = self._new_schedule(max_parallel=max_parallel)
+        with terminated_as_interrupted():  # once more: Ray's start takes the signal for itself
+            return self._run(executor, task)
+
+    def _run(self, executor: Executor, task: Task) -> str:
         try:
             while not self._schedule.finished:
                 for stage in self._schedule.startable():

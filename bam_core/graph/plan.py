@@ -12,7 +12,8 @@
 
 A stage that would run is `blocked` (input) when an input can neither be reused nor made. A stage that is not
 selected never runs: it is reused if it is done and otherwise `blocked` (not selected); it is listed only if a
-selected stage that would run needs it. What runs makes all that is selected downstream run: no early cut-off.
+selected stage that would run needs it. What runs makes all that is selected downstream run: no early cut-off in a plan.
+A run without `--force` then takes what its plan makes run for an input's sake, if that comes out as it was read.
 """
 
 from __future__ import annotations

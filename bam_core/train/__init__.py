@@ -1,6 +1,7 @@
 """Training: a run is a pure function of (model, data, TrainConfig); where it runs changes only its speed.
 
 Reading order: `optim` (fp32 master weights, AdamW, schedule), `step` (one global batch to one gradient), `parallel`
-(the same batch over several ranks), `routers` (what a step does to routing beside the gradient), `state` (all that a
-resume needs), `loop` (the run).
+(the same batch over several ranks), `sharded` (each rank holds a part of the model), `layers` (recomputed, compiled),
+`routers` (what a step does to routing beside the gradient), `pieces` and `state` (all that a resume needs), `saving`
+(when it is written), `loop` (the run); `search` (which of several runs is best).
 """

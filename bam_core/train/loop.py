@@ -6,11 +6,10 @@ Source: BAM, section 5 (AdamW, warm-up, cosine). What the paper leaves open is i
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import isfinite
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,10 +19,13 @@ from bam_core.config import TrainConfig
 from bam_core.errors import TrainingDiverged
 from bam_core.nn.lm import LM
 from bam_core.protocols import TrainWorker
-from bam_core.train.optim import Optimizer, learning_rate
-from bam_core.train.parallel import rows_of_rank, sum_over_ranks
+from bam_core.train.layers import compile_layers, recompute_activations
+from bam_core.train.optim import Optimizer, learning_rate, master_dtype
+from bam_core.train.parallel import micro_batches_of_rank, rows_of_rank, sum_over_ranks
 from bam_core.train.routers import fade_router_biases, move_balance, noise_of_step
-from bam_core.train.state import Progress, load_state, save_state
+from bam_core.train.saving import Checkpoints
+from bam_core.train.sharded import Weights, shard
+from bam_core.train.state import Progress, load_state
 from bam_core.train.step import accumulate_gradient
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
@@ -41,24 +43,43 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Pace:
-    """How a run is executed; none of it changes what is computed, up to rounding (micro-batches, ranks)."""
+    """How a run is executed; none of it changes what is computed, up to rounding (micro-batches, ranks).
+
+    strategy: each rank holds all masters and moments (`ddp`), or a shard (`fsdp`, of several ranks).
+    judged_at: steps at which the checkpoint is published at once, so that `TrainWorker.save` can judge the model.
+    """
 
     micro_batch_rows: int = 8
     checkpoint_steps: int = 100
     log_every_s: float = 1.0
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    activation_checkpointing: bool = False
+    compile: bool = False
+    judged_at: Sequence[int] = ()
+
+    def shards(self, world_size: int) -> bool:
+        """Whether parameters are sharded on that many ranks: a single one has nothing to share with."""
+        return self.strategy == "fsdp" and world_size > 1
 
 
 def train(
-    model: LM, batches: Batches, config: TrainConfig, worker: TrainWorker, pace: Pace
+    model: LM,
+    batches: Batches,
+    config: TrainConfig,
+    worker: TrainWorker,
+    pace: Pace,
+    weights: Weights | None = None,
 ) -> tuple[Optimizer, Progress]:
     """Train `model` in place and return its master weights (in the optimizer) and the history.
 
+    weights: of a model on the meta device that is to be sharded.
     Resumes from the worker's newest checkpoint. Raises TrainingDiverged, with the step, on a loss that is not finite or
     spikes; the last good checkpoint stays.
     """
     torch.set_num_threads(worker.threads)
-    model.cast(DTYPES[config.dtype]).to(worker.device).train()
-    optimizer = Optimizer(model, config)
+    optimizer = _place(model, config, worker, pace, weights)
+    checkpoints = Checkpoints(worker, optimizer)
+    n_micro = micro_batches_of_rank(config.rows_per_batch, pace.micro_batch_rows, worker.world_size)
     resume_from = worker.resume_dir()
     progress = load_state(resume_from, optimizer) if resume_from else Progress()
     fade_router_biases(model, optimizer.start_biases, config, progress.step)
@@ -68,10 +89,23 @@ def train(
         step = progress.step
         rows = rows_of_rank(batches.batch(step, config.rows_per_batch), worker.rank, worker.world_size)
         noise = noise_of_step(model.config, config, step, worker.rank, worker.world_size)
-        sums = accumulate_gradient(model, optimizer, rows, config, pace.micro_batch_rows, progress.expert_frac, noise)
+        sums = accumulate_gradient(
+            model,
+            optimizer,
+            rows,
+            config,
+            pace.micro_batch_rows,
+            progress.expert_frac,
+            noise,
+            n_micro if optimizer.sharded else 0,
+        )
         sum_over_ranks([*optimizer.gradients(), *sums.tensors()], worker.world_size)
         losses = sums.figures()
-        _require_sane(losses["loss"], step, progress)
+        try:
+            _require_sane(losses["loss"], step, progress)
+        except TrainingDiverged:
+            checkpoints.finish()
+            raise
         lr = learning_rate(step, config)
         grad_norm = optimizer.step(lr)
         move_balance(model, sums.assigned_LE, config.balance_rate)
@@ -80,9 +114,31 @@ def train(
         progress.expert_frac = sums.expert_frac()
         _remember(progress, config, losses | {"grad_norm": grad_norm}, lr)
         meter.publish(progress, losses["loss"], lr)
-        if progress.step % pace.checkpoint_steps == 0 and progress.step < config.n_steps:
-            worker.save(progress.step, partial(save_state, optimizer=optimizer, progress=progress))
+        is_judged = progress.step in pace.judged_at
+        if is_judged or (progress.step % pace.checkpoint_steps == 0 and progress.step < config.n_steps):
+            checkpoints.save(progress)
+            if is_judged:  # now, while the model is what is saved
+                checkpoints.finish()
+        else:
+            checkpoints.publish_if_written()
+    checkpoints.finish()
     return optimizer, progress
+
+
+def _place(model: LM, config: TrainConfig, worker: TrainWorker, pace: Pace, weights: Weights | None) -> Optimizer:
+    """Put the model where and how it is to run, and make its masters."""
+    dtype = DTYPES[config.dtype]
+    if pace.shards(worker.world_size):
+        shard(model, worker.world_size, worker.device, dtype, master_dtype(config), weights)
+    else:
+        assert weights is None, "weights are for a model that is sharded"
+        model.cast(dtype).to(worker.device)
+    if pace.compile:
+        compile_layers(model, worker.device)
+    if pace.activation_checkpointing:
+        recompute_activations(model)
+    model.train()
+    return Optimizer(model, config)
 
 
 def _require_sane(loss: float, step: int, progress: Progress) -> None:

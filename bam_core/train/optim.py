@@ -1,21 +1,28 @@
-"""AdamW on float32 master weights laid out in two flat buffers (decayed, not decayed).
+"""AdamW on float32 master weights, with clipping by the norm of the whole gradient.
 
-Why flat: clipping is one norm, the update one fused kernel per group, reduction over ranks one message, and a
-checkpoint four tensors - whatever the number of parameters. The model itself holds working copies in its own dtype
-(bf16 products are several times faster), refreshed from the masters after each step.
+The masters of parameters that every rank holds lie in two flat buffers (decayed, not decayed): clipping is one norm,
+the update one fused kernel per group, reduction over ranks one message - whatever the number of parameters. The model
+itself holds working copies in its own dtype (bf16 products are several times faster), refreshed from the masters after
+each step. Parameters that are sharded over ranks (`sharded`) are their own masters; FSDP gathers working copies of
+them, and adds up their gradients.
 Invariant: the masters and moments are the truth; the working copies are their rounding. Parameters that are not trained
 (biases of routers) have no master: the model's own are the truth, and are saved and written with the masters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import cos, pi
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from bam_core.config import TrainConfig
+from bam_core.train.pieces import Piece, piece_of, whole
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -42,16 +49,18 @@ class FlatGroup:
     def __init__(self, named: list[tuple[str, nn.Parameter]], dtype: torch.dtype) -> None:
         self.names = [name for name, _ in named]
         self.params = [param for _, param in named]
-        sizes = [param.numel() for param in self.params]
+        self._sizes = [param.numel() for param in self.params]
         device = self.params[0].device
-        self.master = torch.empty(sum(sizes), dtype=dtype, device=device)
+        self.master = torch.empty(sum(self._sizes), dtype=dtype, device=device)
         self.grad = torch.zeros_like(self.master)
-        self.master_views = [
-            view.view_as(p) for view, p in zip(torch.split(self.master, sizes), self.params, strict=True)
-        ]
-        self.grad_views = [view.view_as(p) for view, p in zip(torch.split(self.grad, sizes), self.params, strict=True)]
+        self.master_views = self._views(self.master)
+        self.grad_views = self._views(self.grad)
         for view, param in zip(self.master_views, self.params, strict=True):
             view.copy_(param.detach())
+        self.trained = [self.master]
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        return [view.view_as(p) for view, p in zip(torch.split(flat, self._sizes), self.params, strict=True)]
 
     def accumulate(self) -> None:
         """Move the parameters' gradients of one micro-batch into the master gradient, in master precision."""
@@ -60,22 +69,81 @@ class FlatGroup:
                 view.add_(param.grad)
                 param.grad = None
 
+    def take_gradients(self) -> list[Tensor]:
+        """Give each of `trained` its gradient; returns them."""
+        self.master.grad = self.grad
+        return [self.grad]
+
     def refresh(self) -> None:
-        """Round the masters into the model's working copies."""
+        """Round the masters into the model's working copies, and clear the gradient."""
         for view, param in zip(self.master_views, self.params, strict=True):
             param.detach().copy_(view)
+        self.grad.zero_()
+
+    def masters(self) -> Iterator[tuple[str, Tensor]]:
+        yield from zip(self.names, self.master_views, strict=True)
+
+    def pieces(self, of_trained: Sequence[Tensor]) -> Iterator[tuple[str, Piece]]:
+        """Name what lies as `trained` does: the masters themselves, or a moment of each."""
+        (flat,) = of_trained
+        for name, view in zip(self.names, self._views(flat), strict=True):
+            yield name, whole(view)
+
+
+class ShardGroup:
+    """Parameters of one weight-decay setting of which this rank holds a shard each, in master precision."""
+
+    def __init__(self, named: list[tuple[str, nn.Parameter]]) -> None:
+        self.names = [name for name, _ in named]
+        self.params = [param for _, param in named]
+        self._places = [piece_of(_sharded(param.data)) for param in self.params]
+        self.trained = [piece.tensor for piece in self._places]
+
+    def accumulate(self) -> None:
+        """Nothing to do: the backward pass has added the gradient of all ranks to each shard's, in float32."""
+
+    def take_gradients(self) -> list[Tensor]:
+        """Give each of `trained` its gradient; returns them."""
+        gradients = []
+        for shard, param in zip(self.trained, self.params, strict=True):
+            shard.grad = torch.zeros_like(shard) if param.grad is None else _sharded(param.grad).to_local()
+            gradients.append(shard.grad)
+        return gradients
+
+    def refresh(self) -> None:
+        """Clear the gradients; FSDP rounds the shards whenever it gathers them."""
+        for shard, param in zip(self.trained, self.params, strict=True):
+            shard.grad = param.grad = None
+
+    def masters(self) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter whole, one at a time: every rank must take all of them."""
+        for name, param in zip(self.names, self.params, strict=True):
+            yield name, _sharded(param.detach()).full_tensor()
+
+    def pieces(self, of_trained: Sequence[Tensor]) -> Iterator[tuple[str, Piece]]:
+        """Name what lies as `trained` does: the masters themselves, or a moment of each."""
+        for name, place, tensor in zip(self.names, self._places, of_trained, strict=True):
+            yield name, Piece(tensor, place.offset, place.shape)
+
+
+def _sharded(tensor: Tensor) -> DTensor:
+    assert isinstance(tensor, DTensor), f"{type(tensor).__name__}, not a DTensor"
+    return tensor
 
 
 class Optimizer:
     """AdamW with global-norm clipping over the master weights of a model (decoupled decay, see `decays`)."""
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
-        master_dtype = torch.float64 if config.dtype == "fp64" else torch.float32
-        trainable = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-        decayed = [(name, param) for name, param in trainable if decays(name, param)]
-        plain = [(name, param) for name, param in trainable if not decays(name, param)]
+        held: list[tuple[str, nn.Parameter]] = []
+        sharded: list[tuple[str, nn.Parameter]] = []
+        for name, param in model.named_parameters():
+            if param.requires_grad:
+                (sharded if isinstance(param, DTensor) else held).append((name, param))
         self.config = config
-        self.groups = [FlatGroup(named, master_dtype) for named in (decayed, plain) if named]
+        self.flat = [FlatGroup(named, master_dtype(config)) for named in _by_decay(held)]
+        self.sharded = [ShardGroup(named) for named in _by_decay(sharded)]
+        self.groups: list[FlatGroup | ShardGroup] = [*self.flat, *self.sharded]
         self.untrained = {name: param for name, param in model.named_parameters() if not param.requires_grad}
         self.start_biases = {
             name: param.detach().clone() for name, param in self.untrained.items() if name.endswith("router_bias")
@@ -83,7 +151,7 @@ class Optimizer:
         self._adamw = torch.optim.AdamW(
             [
                 {
-                    "params": [group.master],
+                    "params": group.trained,
                     "weight_decay": config.weight_decay if decays(group.names[0], group.params[0]) else 0.0,
                 }
                 for group in self.groups
@@ -93,17 +161,13 @@ class Optimizer:
             eps=1e-8,
             fused=True,
         )
-        for group in self.groups:
-            group.master.grad = group.grad
-            self._adamw.state[group.master] = {
-                "step": torch.zeros((), dtype=torch.float32),
-                "exp_avg": torch.zeros_like(group.master),
-                "exp_avg_sq": torch.zeros_like(group.master),
-            }
+        for tensor in self._trained():
+            self._adamw.state[tensor] = {"step": torch.zeros((), dtype=torch.float32)}
+            self._adamw.state[tensor] |= {moment: torch.zeros_like(tensor) for moment in MOMENTS}
 
     def gradients(self) -> list[Tensor]:
-        """The flat master gradients, for a reduction over ranks."""
-        return [group.grad for group in self.groups]
+        """The flat master gradients, for a reduction over ranks; those of shards are reduced already."""
+        return [group.grad for group in self.flat]
 
     def accumulate(self) -> None:
         for group in self.groups:
@@ -112,40 +176,67 @@ class Optimizer:
     @torch.no_grad()
     def step(self, lr: float) -> float:
         """Clip, update the masters, refresh the model, clear the gradients. Returns the norm before clipping."""
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in self.gradients()]))
-        scale = (self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0)
-        for group, options in zip(self.groups, self._adamw.param_groups, strict=True):
-            group.grad.mul_(scale)
+        gradients = [grad for group in self.groups for grad in group.take_gradients()]
+        norm = self._norm()
+        torch._foreach_mul_(gradients, (self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0))
+        for options in self._adamw.param_groups:
             options["lr"] = lr
         self._adamw.step()
         for group in self.groups:
             group.refresh()
-            group.grad.zero_()
         return float(norm)
 
+    def _norm(self) -> Tensor:
+        """Of the whole gradient, the same on every rank: shards add up, what every rank holds counts once."""
+        norms: list[Tensor] = [torch.linalg.vector_norm(group.grad) for group in self.flat]
+        if self.sharded:
+            shards = [torch.linalg.vector_norm(shard.grad) for group in self.sharded for shard in group.trained]
+            squares = torch.stack(shards).double().square().sum()
+            dist.all_reduce(squares)
+            norms.append(squares.sqrt().to(shards[0].dtype))
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return norm
+
     def masters(self) -> Iterator[tuple[str, Tensor]]:
-        """(parameter name, master weight) of every parameter; of one that is not trained, itself."""
+        """(parameter name, master weight) of every parameter; of one that is not trained, itself.
+
+        With shards, every rank must take all of them: each is gathered, whole on every rank, when it is asked for.
+        """
         for group in self.groups:
-            yield from zip(group.names, group.master_views, strict=True)
+            yield from group.masters()
         for name, param in self.untrained.items():
             yield name, param.detach()
 
-    def state(self) -> dict[str, Tensor]:
-        """Masters, moments and what is not trained as a flat table of tensors; `load` is its inverse."""
-        tensors: dict[str, Tensor] = {}
-        for index, group in enumerate(self.groups):
-            moments = self._adamw.state[group.master]
-            tensors[f"{index}.master"] = group.master
-            for name in ("step", "exp_avg", "exp_avg_sq"):
-                tensors[f"{index}.{name}"] = moments[name]
-        tensors |= {f"untrained.{name}": param.detach() for name, param in self.untrained.items()}
-        return tensors | {f"start.{name}": start for name, start in self.start_biases.items()}
+    def pieces(self) -> dict[str, Piece]:
+        """What this rank holds of masters, moments and what is not trained."""
+        found: dict[str, Piece] = {}
+        for group in self.groups:
+            found |= {f"master.{name}": piece for name, piece in group.pieces(group.trained)}
+            for moment in MOMENTS:
+                held = [self._adamw.state[tensor][moment] for tensor in group.trained]
+                found |= {f"{moment}.{name}": piece for name, piece in group.pieces(held)}
+        found |= {f"untrained.{name}": whole(param.detach()) for name, param in self.untrained.items()}
+        return found | {f"start.{name}": whole(start) for name, start in self.start_biases.items()}
 
     @torch.no_grad()
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        own = self.state()
-        assert own.keys() == tensors.keys(), (sorted(own), sorted(tensors))
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+    def loaded(self, step: int) -> None:
+        """Go on after `step` steps from what was written into `pieces`."""
+        for tensor in self._trained():
+            self._adamw.state[tensor]["step"].fill_(step)
         for group in self.groups:
             group.refresh()
+
+    def _trained(self) -> Iterator[Tensor]:
+        for group in self.groups:
+            yield from group.trained
+
+
+def master_dtype(config: TrainConfig) -> torch.dtype:
+    return torch.float64 if config.dtype == "fp64" else torch.float32
+
+
+def _by_decay(named: list[tuple[str, nn.Parameter]]) -> list[list[tuple[str, nn.Parameter]]]:
+    """Those that decay, then those that do not."""
+    decayed = [(name, param) for name, param in named if decays(name, param)]
+    plain = [(name, param) for name, param in named if not decays(name, param)]
+    return [group for group in (decayed, plain) if group]

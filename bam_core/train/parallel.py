@@ -6,6 +6,7 @@ The loss is normalised by the global number of tokens before the sum, so the wor
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from typing import TypeVar
 
 import numpy as np
@@ -19,6 +20,11 @@ Rows = TypeVar("Rows", NDArray[np.int64], range)
 def rows_of_rank(rows: Rows, rank: int, world_size: int) -> Rows:
     """The rows that this rank computes. A rank may get one row fewer than another."""
     return rows[rank::world_size]
+
+
+def micro_batches_of_rank(rows_per_batch: int, micro_batch_rows: int, world_size: int) -> int:
+    """The most micro-batches that a rank needs for its rows. Where layers are gathered, all ranks run as many."""
+    return ceil(ceil(rows_per_batch / world_size) / micro_batch_rows)
 
 
 def sum_over_ranks(tensors: Sequence[Tensor], world_size: int) -> None:

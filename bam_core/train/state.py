@@ -2,6 +2,9 @@
 
 A step is a pure function of (masters, moments, biases, step): batches are drawn by (seed, step), the learning rate
 follows from the step, random numbers from (seed, step, row). So there is no schedule, data or RNG state to lose.
+
+A checkpoint is `state.json` and one file of pieces for each rank that holds some. Tensors go by the parameters' names
+and say where each piece lies, so any number of ranks, sharded or not, can go on from what any other wrote.
 """
 
 from __future__ import annotations
@@ -10,12 +13,11 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
-
 from bam_core.errors import ArtifactDamaged
 from bam_core.train.optim import Optimizer
+from bam_core.train.pieces import Piece, PieceFiles, write_pieces
 
-_TENSORS, _FACTS = "state.safetensors", "state.json"
+_FACTS = "state.json"
 
 
 @dataclass
@@ -32,21 +34,60 @@ class Progress:
     """Exponential mean of the loss, to tell a spike."""
 
 
-def save_state(folder: Path, optimizer: Optimizer, progress: Progress) -> None:
-    """Write optimizer and progress into `folder`. The facts come last: their presence means the tensors are whole."""
-    save_file({name: tensor.contiguous() for name, tensor in optimizer.state().items()}, folder / _TENSORS)
-    (folder / _FACTS).write_text(json.dumps(asdict(progress)))
+@dataclass(frozen=True)
+class State:
+    """What one of `n_files` ranks writes of a checkpoint. facts: the progress, in JSON."""
+
+    facts: str
+    pieces: dict[str, Piece]
+    rank: int = 0
+    n_files: int = 1
+
+    @classmethod
+    def of(cls, optimizer: Optimizer, progress: Progress, rank: int = 0, world_size: int = 1) -> State:
+        """Where parameters are sharded every rank writes its shards; what all hold is written by rank 0 alone."""
+        n_files = world_size if optimizer.sharded else 1
+        pieces = {
+            name: piece
+            for name, piece in optimizer.pieces().items()
+            if rank == 0 or piece.shape != tuple(piece.tensor.shape)
+        }
+        return cls(json.dumps(asdict(progress) | {"n_files": n_files}), pieces, rank, n_files)
+
+    def copy(self) -> State:
+        """In the host's memory, as it is now, whatever becomes of the optimizer."""
+        copies = {
+            name: Piece(piece.tensor.detach().to("cpu", copy=True), piece.offset, piece.shape)
+            for name, piece in self.pieces.items()
+        }
+        return State(self.facts, copies, self.rank, self.n_files)
+
+    def write(self, folder: Path) -> None:
+        """The facts come last: their presence means that rank 0's tensors are whole."""
+        write_pieces(folder / _file(self.rank, self.n_files), self.pieces)
+        if self.rank == 0:
+            (folder / _FACTS).write_text(self.facts)
 
 
 def load_state(folder: Path, optimizer: Optimizer) -> Progress:
-    """Restore what `save_state` wrote. Raises ArtifactDamaged, naming the folder, if it cannot be read."""
+    """Restore what some ranks wrote. Raises ArtifactDamaged, naming the folder, if it cannot be read."""
     try:
         facts = json.loads((folder / _FACTS).read_text())
-        tensors = load_file(folder / _TENSORS)
+        n_files = facts.pop("n_files")
+        files = PieceFiles(folder / _file(rank, n_files) for rank in range(n_files))
         progress = Progress(**facts)
+        wanted = optimizer.pieces()
+        if differing := files.names() ^ wanted.keys():
+            raise ValueError(f"other tensors than this run's: {', '.join(sorted(differing)[:3])}")
+        for name, piece in wanted.items():
+            files.read_into(name, piece)
     except Exception as error:
         raise ArtifactDamaged(
             f"{folder}: not a whole checkpoint ({error}); remove it to train from the start"
         ) from error
-    optimizer.load(tensors)
+    optimizer.loaded(progress.step)
     return progress
+
+
+def _file(rank: int, n_files: int) -> str:
+    return f"state-{rank + 1:05d}-of-{n_files:05d}.safetensors"

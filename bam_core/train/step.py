@@ -8,7 +8,7 @@ published is the usual one, f and P of the same batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bam_core.config import ModelConfig, TrainConfig
 from bam_core.nn.lm import LM
-from bam_core.nn.losses import assignments, load_balancing_loss, next_token_loss, router_z_loss
+from bam_core.nn.losses import IGNORED, assignments, load_balancing_loss, next_token_loss, router_z_loss
 from bam_core.nn.routing import Noise, Routing
 from bam_core.train.optim import Optimizer
 
@@ -41,6 +41,12 @@ class BatchSums:
         shape = (n_mixtures, model.ffn.n_experts if model.ffn else 0)
         make = partial(torch.zeros, dtype=torch.float64, device=device)
         return cls(make(2), make(shape), make(shape))
+
+    def add(self, ffn: list[Routing], z_loss: Tensor) -> None:
+        """What the routers of a micro-batch did. z_loss: over the global batch."""
+        self.scalars[1] += z_loss
+        self.assigned_LE += assignments(ffn)
+        self.probs_LE += torch.stack([layer.probs_NE.detach().flatten(0, -2).double().sum(0) for layer in ffn])
 
     def tensors(self) -> list[Tensor]:
         return [self.scalars, self.assigned_LE, self.probs_LE]
@@ -72,20 +78,24 @@ def accumulate_gradient(
     micro_batch_rows: int,
     expert_frac: list[list[float]] | None = None,
     noise: Noise | None = None,
+    n_micro_batches: int = 0,
 ) -> BatchSums:
     """Add the gradient of this rank's rows to the optimizer's master gradient.
 
     rows: [n, seq_len + 1] token ids. expert_frac: f of the step before, per layer; None or empty for uniform.
-    noise: for these rows, if a gate samples.
+    noise: for these rows, if a gate samples. n_micro_batches: run at least as many, the last ones on a row that counts
+    for nothing, for ranks whose backward passes must meet.
     """
     device = next(model.parameters()).device
     sums = BatchSums.zero(model.config, device)
     n_tokens = config.rows_per_batch * config.seq_len
-    for start in range(0, len(rows), micro_batch_rows):
-        tokens = torch.from_numpy(rows[start : start + micro_batch_rows]).to(device)
-        batch_frac = len(tokens) / config.rows_per_batch
-        output = model(tokens[:, :-1], noise=noise.rows(start, start + len(tokens)) if noise is not None else None)
-        nll = next_token_loss(model.logits(output.hidden_BTD), tokens[:, 1:]) / n_tokens
+
+    def add(rows: NDArray[np.int64], noise: Noise | None, counts: bool) -> None:
+        tokens = torch.from_numpy(rows).to(device)
+        batch_frac = len(tokens) / config.rows_per_batch if counts else 0.0
+        targets = tokens[:, 1:] if counts else torch.full_like(tokens[:, 1:], IGNORED)
+        output = model(tokens[:, :-1], noise=noise)
+        nll = next_token_loss(model.logits(output.hidden_BTD), targets) / n_tokens
         # Soft attention routing sends every token everywhere, so only FFN routers are balanced (BAM, section 4.1).
         ffn = [layer.ffn for layer in output.routing if layer.ffn is not None]
         loss = nll
@@ -93,12 +103,22 @@ def accumulate_gradient(
             balance = load_balancing_loss(ffn, _fractions(ffn, expert_frac))
             z_loss = router_z_loss(ffn)
             loss = nll + batch_frac * (config.load_balancing_coef * balance + config.z_loss_coef * z_loss)
-            sums.scalars[1] += batch_frac * z_loss.detach()
-            sums.assigned_LE += assignments(ffn)
-            sums.probs_LE += torch.stack([layer.probs_NE.detach().flatten(0, -2).double().sum(0) for layer in ffn])
+            if counts:
+                sums.add(ffn, batch_frac * z_loss.detach())
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.accumulate()
         sums.scalars[0] += nll.detach()
+
+    starts = range(0, len(rows), micro_batch_rows)
+    for start in starts:
+        part = rows[start : start + micro_batch_rows]
+        add(part, noise.rows(start, start + len(part)) if noise is not None else None, True)
+    for _ in range(len(starts), n_micro_batches):
+        add(
+            np.zeros((1, config.seq_len + 1), dtype=np.int64),
+            replace(noise, row_seeds=(0,)) if noise is not None else None,
+            False,
+        )
     return sums
 
 

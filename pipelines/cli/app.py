@@ -82,7 +82,11 @@ def _only_answers_on_stdout(wanted: bool) -> Iterator[None]:
 _COMMON = (
     click.option("--store", metavar="URI", help="Where artifacts live. [BAM_STORE; default ./bam_store]"),
     click.option("--tracking-uri", metavar="URI", help="MLflow. [MLFLOW_TRACKING_URI; default SQLite in the store]"),
-    click.option("--address", metavar="ADDRESS", help="A Ray cluster. [RAY_ADDRESS; default a local Ray]"),
+    click.option(
+        "--address",
+        metavar="ADDRESS",
+        help="A Ray cluster: http://HOST:8265 runs a job there; a node of it may give HOST:PORT. [RAY_ADDRESS]",
+    ),
     click.option("--executor", type=click.Choice(["ray", "local"]), help="Where stages run. [BAM_EXECUTOR; ray]"),
     click.option("--json", "as_json", is_flag=True, help="One JSON value on standard output."),
     click.option("-v", "--verbose", is_flag=True, help="Everything that Ray and others have to say."),
@@ -154,9 +158,9 @@ def bam(context: click.Context, **given: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit status; every error is words on standard error."""
-    from pipelines.cli import artifacts, experts, runs, views
+    from pipelines.cli import artifacts, experts, jobs, runs, views
 
-    for command in (*runs.COMMANDS, *artifacts.COMMANDS, *experts.COMMANDS, *views.COMMANDS):
+    for command in (*runs.COMMANDS, *jobs.COMMANDS, *artifacts.COMMANDS, *experts.COMMANDS, *views.COMMANDS):
         bam.add_command(command)
     args = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -167,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         error.show(file=sys.stderr)
         return error.exit_code
     except BamError as error:
-        click.echo(f"bam: {error}", err=True)
+        click.echo(f"bam: {_masked(error)}", err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("bam: interrupted; the same command continues", err=True)
@@ -180,6 +184,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _masked(error: Exception) -> str:
+    """Without what a person has put into a URL, or a library into its message, and should not be seen."""
+    from pipelines.wiring import mask_text
+
+    return mask_text(str(error))
+
+
 def _unexpected(error: Exception, verbose: bool) -> None:
     """A bug: one line, and where the traceback is."""
     if verbose:
@@ -187,5 +198,5 @@ def _unexpected(error: Exception, verbose: bool) -> None:
         return
     with tempfile.NamedTemporaryFile("w", prefix="bam-", suffix=".log", delete=False) as log:
         traceback.print_exception(error, file=log)
-    reason = str(error).splitlines()[0] if str(error) else ""
+    reason = _masked(error).splitlines()[0] if str(error) else ""
     click.echo(f"bam: unexpected {type(error).__name__}: {reason} (traceback: {Path(log.name)}, or -v)", err=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,8 @@ import click
 
 from bam_core.errors import ArtifactDamaged, InvalidInput, Problem
 from bam_core.graph.select import Selection
-from pipelines.cli import text
+from pipelines.cli import jobs, text
+from pipelines.cli import options as shared
 from pipelines.cli.app import INTERRUPTED, Session, with_session
 from pipelines.cli.tables import perplexity_text, plan_text
 
@@ -24,38 +24,18 @@ if TYPE_CHECKING:
 
 STATUS = {"done": 0, "failed": 1, "interrupted": INTERRUPTED}
 
-_set = click.option(
-    "--set", "sets", metavar="KEY=VALUE", multiple=True, help="Override a key, e.g. phases.seed.lr=1e-3."
-)
-_only = click.option("--only", metavar="STAGE", multiple=True, help="These stages alone; globs such as 'expert.*' too.")
-_from = click.option(
-    "--from", "from_", metavar="STAGE", multiple=True, help="This stage and all that is built from it."
-)
-_until = click.option("--until", metavar="STAGE", multiple=True, help="This stage and all that it is built from.")
-_force = click.option("--force", metavar="STAGE", multiple=True, help="Make it again even if it is done.")
-_max_parallel = click.option("--max-parallel", type=click.IntRange(min=1), metavar="N", help="Stages at once at most.")
-
-
-_wait = click.option(
-    "--wait/--no-wait", default=True, help="For what another run is making: wait (default), or end with status 3."
-)
-
 
 @click.command()
 @click.argument("recipe")
-@_set
-@_only
-@_from
-@_until
-@_force
-@_max_parallel
-@_wait
+@shared.set_
+@shared.only
+@shared.from_
+@shared.until
+@shared.force
+@shared.max_parallel
+@shared.wait
 @click.option("--dry-run", is_flag=True, help="Say what would run, as `bam plan` does.")
-@click.option(
-    "--keep-going/--fail-fast",
-    default=True,
-    help="When a stage fails, do the branches beside it (default), or stop.",
-)
+@shared.keep_going
 @with_session
 def run(
     session: Session,
@@ -70,8 +50,11 @@ def run(
     dry_run: bool,
     keep_going: bool,
 ) -> int:
-    """Make all that RECIPE describes, reusing what is done."""
+    """Make all that RECIPE describes, reusing what is done. With --address http://HOST:8265, as `bam submit`."""
     selection, loaded = Selection(only, from_, until, force), _load(recipe, sets)
+    if jobs.is_job(session) and not dry_run:
+        sent = jobs.run_options(only, from_, until, force, max_parallel, wait, keep_going)
+        return jobs.send(session, ("run",), recipe, loaded, sets, sent, selection)
     from pipelines import wiring
     from pipelines.cli.display import open_display
 
@@ -92,16 +75,16 @@ def run(
         "--until": until,
         "--force": _left_to_force(force, result),
     }
-    return _finish(session, result, _command("run", [recipe], options, session))
+    return _finish(session, result, shared.continuing("run", [recipe], options, session))
 
 
 @click.command()
 @click.argument("recipe")
-@_set
-@_only
-@_from
-@_until
-@_force
+@shared.set_
+@shared.only
+@shared.from_
+@shared.until
+@shared.force
 @with_session
 def plan(
     session: Session,
@@ -124,8 +107,8 @@ def plan(
 @click.argument("recipe")
 @click.option("--input", "inputs", metavar="ROLE=REF", multiple=True, help="Fill an input with another artifact.")
 @click.option("--with-deps", is_flag=True, help="Make the inputs that are not there.")
-@_wait
-@_set
+@shared.wait
+@shared.set_
 @with_session
 def stage(
     session: Session,
@@ -136,8 +119,11 @@ def stage(
     wait: bool,
     sets: tuple[str, ...],
 ) -> int:
-    """Make one stage of RECIPE, such as `expert.law`."""
+    """Make one stage of RECIPE, such as `expert.law`. With --address http://HOST:8265, as a job there."""
     given, loaded = _inputs(inputs), _load(recipe, sets)
+    if jobs.is_job(session):
+        sent = {"--input": inputs, "--with-deps": with_deps, "--no-wait": not wait}
+        return jobs.send(session, ("stage", name), recipe, loaded, sets, sent, Selection())
     from pipelines import wiring
     from pipelines.cli.display import open_display
 
@@ -148,7 +134,7 @@ def stage(
     finally:
         display.close()
     options = {"--input": inputs, "--with-deps": with_deps, "--set": sets}
-    return _finish(session, result, _command("stage", [name, recipe], options, session))
+    return _finish(session, result, shared.continuing("stage", [name, recipe], options, session))
 
 
 COMMANDS = (run, plan, stage)
@@ -180,6 +166,7 @@ def _show_plan(session: Session, made: Plan) -> int:
     value = {
         "stages": [asdict(decision) for decision in made.decisions],
         "models": dict(made.models),
+        "searches": dict(made.searches),
         "warnings": made.warnings,
     }
     session.answer(value, lambda: plan_text(made))
@@ -225,16 +212,6 @@ def _left_to_force(force: Sequence[str], result: RunResult) -> list[str]:
     """Of the forced stages, those not made yet: the command that continues must not redo the others."""
     left = [stage.stage for stage in result.stages if stage.status not in ("done", "reused")]
     return [name for name in left if any(fnmatchcase(name, pattern) for pattern in force)]
-
-
-def _command(name: str, arguments: Sequence[str], options: Mapping[str, Sequence[str] | bool], session: Session) -> str:
-    words = ["bam", name, *arguments]
-    for option, values in options.items():
-        words += ([option] if values else []) if isinstance(values, bool) else [w for v in values for w in (option, v)]
-    for option, value in (session.typed or {}).items():
-        if "@" not in value:  # may hold a password; the environment is the place for it
-            words += [f"--{option.replace('_', '-')}", value]
-    return shlex.join(words)
 
 
 def _perplexity(session: Session, result: RunResult) -> dict[str, Any] | None:

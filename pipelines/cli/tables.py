@@ -27,11 +27,16 @@ def plan_text(made: Plan) -> str:
         parts.insert(1, _models_text(made.models))
     if papers := {name: model["paper"] for name, model in made.models.items() if "paper" in model}:
         parts.insert(2, _paper_text(papers))
+    if made.searches:
+        costs = [[name, *(_figure(column, cost[column]) for column in _SEARCH_COLUMNS)] for name, cost in made.searches.items()]
+        headers = ["search, at most", *_SEARCH_COLUMNS.values()]
+        parts.insert(2, text.table(headers, costs, right=range(1, len(headers))))
     if made.warnings:
         parts.append("\n".join(f"{click.style('warning', fg='yellow')}: {warning}" for warning in made.warnings))
     return "\n\n".join(parts)
 
 
+_SEARCH_COLUMNS = {"trials": "trials", "train_tokens": "tokens", "train_flops": "training FLOPs"}
 _MODEL_COLUMNS = {
     "params_total": "parameters",
     "params_active": "active",

@@ -4,6 +4,7 @@ values.py    numbers as people write them            base.py            what eve
 parts.py     the groups of keys: types, defaults     mixtures.py        those under `variants`
 schema.py    the recipe as a whole                   document.py        YAML and `--set`, safely
 checks.py    what must hold between keys             variant_checks.py  the same for `variants`
+tuning.py    what a search sets in which stage       tune_checks.py     the same for `tune`
 load.py      a name or a path to a `Recipe`
 """
 

@@ -1,4 +1,4 @@
-"""What must hold between the keys of a recipe; those of `variants` are in `variant_checks.py`.
+"""What must hold between the keys of a recipe; `variants` and `tune` have files of their own.
 
 A value may be None where the schema has found something wrong: such holes are stepped over. Constraints
 on a model and on a training phase come from `bam_core.config`, under the recipe's own key paths.
@@ -17,6 +17,7 @@ from pipelines.recipe.base import Part
 from pipelines.recipe.document import join
 from pipelines.recipe.parts import BpeTokenizer, ExpertPhase, GeneratedMath, Phase
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.tune_checks import tune_problems
 from pipelines.recipe.variant_checks import variant_problems
 
 MIN_BPE_VOCAB = 257
@@ -37,6 +38,8 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _phases(recipe)
     yield from _names("variants", recipe.variants or ())
     yield from variant_problems(recipe)
+    yield from _names("tune", recipe.tune or ())
+    yield from tune_problems(recipe)
     yield from _evaluate(recipe)
     yield from _runtime(recipe)
 
@@ -184,7 +187,7 @@ def _runtime(recipe: Recipe) -> Iterator[Problem]:
     runtime = recipe.runtime
     if runtime is None:
         return
-    for name in ("max_parallel", "checkpoint_steps", "micro_batch_rows"):
+    for name in ("max_parallel", "max_trials", "checkpoint_steps", "micro_batch_rows"):
         yield from _at_least(f"runtime.{name}", getattr(runtime, name), 1)
     for name, phase_name in (("seed", "seed"), ("expert", "expert"), ("train", "mixture")):
         group, here = getattr(runtime, name), f"runtime.{name}"

@@ -202,6 +202,36 @@ class Evaluate(Part):
     dtype: Dtype = "fp32"
 
 
+class Space(Part):
+    """Where a number is searched, in one of three ways: between two numbers, or one of several."""
+
+    uniform: list[Number] | None = None
+    log_uniform: list[Number] | None = None
+    choice: list[Number] | None = None
+
+    def to_json(self) -> dict[str, list[float]]:
+        """The ways that are given; one, in a recipe that was checked."""
+        return {kind: values for kind, values in self.to_dict().items() if values is not None}
+
+
+class Tune(Part):
+    """A search over numbers of the recipe, by trainings like that of `stage`; its best values are used in their place.
+
+    tokens: of one trial, as many as the stage's by default. rungs, reduction: at each rung but the last, which is the
+    end, the best 1/reduction go on. domains: whose held-out text judges a trial (the expert's own, otherwise all).
+    eval_tokens: of each domain's at most.
+    """
+
+    stage: Text
+    search: Named[Space]
+    trials: Count = 8
+    tokens: Count | None = None
+    rungs: Count = 3
+    reduction: Count = 3
+    domains: list[Text] | None = None
+    eval_tokens: Count = 20_000
+
+
 class Group(Part):
     """A worker group: processes, and the cores and GPUs of each.
 
@@ -220,15 +250,16 @@ class Group(Part):
 class Runtime(Part):
     """Where and how it runs; never part of a key. `train` is for the variants and the dense baseline.
 
-    max_parallel: stages at once. checkpoint_steps: steps between checkpoints. micro_batch_rows: rows of one
-    forward pass, smaller batches accumulate. activation_checkpointing: compute a layer's activations again in the
-    backward pass rather than keep them. compile: let torch.compile fuse each layer.
+    max_parallel: stages at once. max_trials: trials of one search at once. checkpoint_steps: steps between checkpoints.
+    micro_batch_rows: rows of one forward pass, smaller batches accumulate. activation_checkpointing: compute a layer's
+    activations again in the backward pass rather than keep them. compile: let torch.compile fuse each layer.
     """
 
     seed: Group = Group()
     expert: Group = Group()
     train: Group = Group()
     max_parallel: Count | None = None
+    max_trials: Count | None = None
     checkpoint_steps: Count = 100
     micro_batch_rows: Count | None = None
     activation_checkpointing: bool = False

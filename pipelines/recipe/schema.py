@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import Field
+
 from bam_core.config import ModelConfig, TrainConfig
 from bam_core.seeds import child_seed
 from pipelines.recipe.base import Named, Part
 from pipelines.recipe.mixtures import Variant
-from pipelines.recipe.parts import Domain, Evaluate, Model, Phase, Phases, Runtime, Tokenizer
+from pipelines.recipe.parts import Domain, Evaluate, Model, Phase, Phases, Runtime, Tokenizer, Tune
 from pipelines.recipe.values import Count, Text
 
 
@@ -23,6 +25,7 @@ class Recipe(Part):
     model: Model
     phases: Phases
     variants: Named[Variant]
+    tune: Named[Tune] = Field({})
     dense: bool = True
     ensemble: bool = True
     evaluate: Evaluate = Evaluate()

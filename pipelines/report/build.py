@@ -26,6 +26,7 @@ from pipelines.report.tables import (
     data_tables,
     mixes_table,
     perplexity_table,
+    searches_table,
 )
 
 WIDEST_PHONE = 400
@@ -39,6 +40,7 @@ def build_report(inputs: ReportInputs, out: Path) -> Mapping[str, float]:
         "bits_per_byte": bits_per_byte_table(inputs),
         "costs": costs_table(inputs),
         "mixes": mixes_table(inputs),
+        "searches": searches_table(inputs),
         "step0_summary": summary_table(inputs),
     }
     curves, maps, lineage = training_panels(inputs), heat_maps(inputs), lineage_panel(inputs.lineage)

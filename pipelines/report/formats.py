@@ -47,6 +47,11 @@ def short(value: Any) -> str:
     return number(value, lambda x: f"{x:.2f}" if abs(x) < 10 else f"{x:.3g}")
 
 
+def setting(value: Any) -> str:
+    """A number of a recipe, as a person would write it there."""
+    return number(value, lambda x: f"{x:g}")
+
+
 def tiny(value: Any) -> str:
     return number(value, lambda x: f"{x:.1e}" if x else "0")
 

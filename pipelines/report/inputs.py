@@ -23,7 +23,7 @@ class ReportInputs:
     perplexity, routing: evaluate's `perplexity.json` and `routing.json`. training: model -> history of its
     `training.json`. mixes: `mix.<variant>` -> its `mix.json`. costs: one per stage, {stage, seconds, tokens,
     train_flops, params}. lineage: a graph as `bam lineage --format json` prints it. domains: their order, the
-    general one first (default: as in `perplexity`).
+    general one first (default: as in `perplexity`). searches: `tune.<name>` -> {best, trials}, its two files.
     """
 
     name: str
@@ -34,6 +34,7 @@ class ReportInputs:
     costs: Sequence[Json] = ()
     lineage: Json | None = None
     domains: Sequence[str] = ()
+    searches: Mapping[str, Json] = field(default_factory=dict)
 
     @classmethod
     def read(
@@ -45,8 +46,9 @@ class ReportInputs:
         costs: Sequence[Json] = (),
         lineage: Json | None = None,
         domains: Sequence[str] = (),
+        searches: Mapping[str, Path] | None = None,
     ) -> ReportInputs:
-        """Read the files of an `evaluate` artifact and of model folders (stage name -> folder).
+        """Read the files of an `evaluate` artifact, of model folders and of searches (stage name -> folder).
 
         A model folder gives its `training.json` and its `mix.json` where it has them.
         Raises ArtifactDamaged, naming the file that is missing or is not what it should be.
@@ -65,6 +67,10 @@ class ReportInputs:
             costs=costs,
             lineage=lineage,
             domains=domains,
+            searches={
+                name: {"best": _read(folder / "best.json"), "trials": _read(folder / "trials.json")}
+                for name, folder in (searches or {}).items()
+            },
         )
 
     @property

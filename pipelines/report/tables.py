@@ -118,6 +118,36 @@ def costs_table(inputs: ReportInputs) -> Table:
     return Table("costs", columns, tuple(rows))
 
 
+def searches_table(inputs: ReportInputs) -> Table:
+    """What each search found, a row for each key, and how its trials ended."""
+    columns = (
+        Column("search", "search"),
+        Column("key", "key"),
+        Column("value", "best", formats.setting),
+        Column("space", "searched"),
+        Column("loss", "held-out loss", formats.bits),
+        Column("trials", "trials", formats.count),
+        Column("stopped", "stopped", formats.count),
+        Column("diverged", "diverged", formats.count),
+    )
+    rows = []
+    for name, search in inputs.searches.items():
+        best, tried = search["best"], search["trials"]["trials"]
+        ended = Counter(trial["status"] for trial in tried)
+        figures = {"trials": len(tried), "stopped": ended["stopped"], "diverged": ended["diverged"]}
+        for key, value in best["values"].items():
+            space = _space(search["trials"]["space"][key])
+            rows.append({"search": name, "key": key, "value": value, "space": space, "loss": best["loss"]} | figures)
+    return Table("searches", columns, tuple(rows))
+
+
+def _space(space: Json) -> str:
+    [(kind, values)] = space.items()
+    if kind == "choice":
+        return ", ".join(f"{value:g}" for value in values)
+    return f"{values[0]:g} to {values[1]:g}{', logarithmic' if kind == 'log_uniform' else ''}"
+
+
 def mixes_table(inputs: ReportInputs) -> Table:
     """How many tensors of each untrained mixture were stacked, averaged, copied or new, and its receipt."""
     counts = {name: _ops(inputs.mixes[name]) for name in in_order(inputs.mixes)}

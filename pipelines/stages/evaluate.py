@@ -57,7 +57,7 @@ def lineage_costs(records: Sequence[Record]) -> dict[str, float]:
     before: dict[str, Mapping[str, Any]] = {}  # parents that are not among the records -> a child's figures
     for record in records:
         for parent in record.inputs.values():
-            if parent.stage.partition(".")[0] not in ("data", "tokenizer") and parent.key not in made:
+            if parent.stage.partition(".")[0] not in ("data", "tokenizer", "tune") and parent.key not in made:
                 before[parent.key] = record.metrics
     found = {}
     for unit in ("tokens", "flops"):

@@ -33,5 +33,6 @@ def run(context: StageContext) -> Mapping[str, Any]:
         costs=costs,
         lineage=graph,
         domains=context.config["domains"],
+        searches={role: folder for role, folder in context.inputs.items() if role.startswith("tune.")},
     )
     return build_report(inputs, context.out)

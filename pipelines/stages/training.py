@@ -6,23 +6,34 @@ An expert's own worker group branches the seed: it opens the seed's weights and 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bam_core.checkpoint import load_model, model_card, write_model
+import torch
+from torch import Tensor
+
+from bam_core.checkpoint import load_model, model_card, open_tensors, write_model
 from bam_core.config import ModelConfig, TrainConfig
 from bam_core.data.mixture import DomainMixture
 from bam_core.data.shards import ShardedRows
+from bam_core.documents import read_json
+from bam_core.errors import UsageError
 from bam_core.nn.costs import params_active, params_total, training_flops
-from bam_core.nn.lm import LM, init_weights
+from bam_core.nn.lm import LM, init_tensor, init_weights
+from bam_core.nn.shapes import tensor_shapes
 from bam_core.protocols import StageContext, Trained, TrainWorker
 from bam_core.train.loop import Pace, train
-from bam_core.train.optim import Optimizer
+from bam_core.train.saving import write_gathered
+from bam_core.train.search import with_values
+from bam_core.train.sharded import Weights
 from bam_core.train.state import Progress
 
 HISTORY_FILE = "training.json"
+BEST_FILE = "best.json"
+"""What a search found: `values` by key of the recipe."""
 
 
 def run_training(context: StageContext, start: Mapping[str, Any], what: str) -> Mapping[str, Any]:
@@ -33,7 +44,7 @@ def run_training(context: StageContext, start: Mapping[str, Any], what: str) -> 
     """
     config = {
         "start": dict(start),
-        "phase": dict(context.config["phase"]),
+        "phase": tuned_phase(context),
         "pace": dict(context.runtime.get("pace", {})),
         "stage": context.stage,
         "key": context.key,
@@ -44,26 +55,61 @@ def run_training(context: StageContext, start: Mapping[str, Any], what: str) -> 
     return context.trainer.fit(train_loop, config, context.resources, context.out)
 
 
+def tuned_phase(context: StageContext) -> dict[str, Any]:
+    """The stage's phase with the best values of the searches that it reads (`tuned`: role -> {key: field})."""
+    phase: dict[str, Any] = dict(context.config["phase"])
+    tuned: Mapping[str, Mapping[str, str]] = context.config.get("tuned", {})
+    for role, fields in tuned.items():
+        values = read_json(context.inputs[role] / BEST_FILE)["values"]
+        if missing := fields.keys() - values.keys():
+            raise UsageError(f"{role}: its search has no best value of {', '.join(sorted(missing))}")
+        phase = with_values(phase, {field: values[key] for key, field in fields.items()})
+    return phase
+
+
 def train_loop(worker: TrainWorker, config: Mapping[str, Any]) -> Trained:
     """What every rank runs."""
     phase = TrainConfig.from_json(config["phase"])
-    model, tokenizer = _open_model(worker, config["start"])
+    pace = Pace(**config["pace"])
+    weights = None
+    if pace.shards(worker.world_size):
+        model, tokenizer, weights = open_sharded(worker, config["start"])
+    else:
+        model, tokenizer = open_model(worker, config["start"])
     domains = [domain for domain, share in phase.shares.items() if share > 0]
     rows = {domain: ShardedRows(worker.inputs[f"data.{domain}"] / "train") for domain in domains}
     batches = DomainMixture(rows, phase.shares, phase.seed)
-    optimizer, progress = train(model, batches, phase, worker, Pace(**config["pace"]))
+    optimizer, progress = train(model, batches, phase, worker, pace, weights)
     figures = _figures(model.config, phase, progress, config["ancestors"])
-    writer = _ModelWriter(model.config, optimizer, progress, tokenizer, config, figures)
-    return Trained(figures, writer)
+    write = _ModelWriter(model.config, progress, tokenizer, config, figures)
+    if optimizer.sharded:
+        return Trained(figures, write_gathered(worker, optimizer, write))
+    return Trained(figures, partial(write, tensors=optimizer.masters()))
 
 
-def _open_model(worker: TrainWorker, start: Mapping[str, Any]) -> tuple[LM, Path]:
+def open_model(worker: TrainWorker, start: Mapping[str, Any]) -> tuple[LM, Path]:
     if "from" in start:
         folder = worker.inputs[start["from"]]
         return load_model(folder), folder / "tokenizer.json"
     model = LM(ModelConfig.from_json(start["model"]))
     init_weights(model, start["init_seed"])
     return model, worker.inputs["tokenizer"] / "tokenizer.json"
+
+
+def open_sharded(worker: TrainWorker, start: Mapping[str, Any]) -> tuple[LM, Path, Weights]:
+    """`open_model` without weights, and what reads one of them by its name: no rank ever holds all of them."""
+    if "from" in start:
+        folder = worker.inputs[start["from"]]
+        return load_model(folder, device="meta"), folder / "tokenizer.json", open_tensors(folder).get
+    config = ModelConfig.from_json(start["model"])
+    with torch.device("meta"):
+        model = LM(config)
+    shapes, seed = tensor_shapes(config), start["init_seed"]
+    return (
+        model,
+        worker.inputs["tokenizer"] / "tokenizer.json",
+        lambda name: init_tensor(name, shapes[name], config.n_layers, seed),
+    )
 
 
 def _figures(
@@ -96,13 +142,12 @@ class _ModelWriter:
     """Writes the model folder: master weights, so the next phase starts from what was trained, not its rounding."""
 
     model: ModelConfig
-    optimizer: Optimizer
     progress: Progress
     tokenizer: Path
     config: Mapping[str, Any]
     figures: Mapping[str, Any]
 
-    def __call__(self, folder: Path) -> None:
+    def __call__(self, folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
         phase = self.config["phase"]
         card = model_card(
             name=self.config["stage"],
@@ -117,6 +162,6 @@ class _ModelWriter:
                 "key": self.config["key"],
             },
         )
-        write_model(folder, self.model, self.optimizer.masters(), tokenizer=self.tokenizer, card=card)
+        write_model(folder, self.model, tensors, tokenizer=self.tokenizer, card=card)
         training = {"history": self.progress.history, "figures": dict(self.figures), "phase": dict(phase)}
         (folder / HISTORY_FILE).write_text(json.dumps(training, indent=1) + "\n")

@@ -3,8 +3,10 @@
 Slow libraries are imported where they are composed, so that a plan, or a run that reuses everything, pays for none.
 """
 
+from infra.provenance import mask_text
 from pipelines.wiring.editing import Edited, add_expert, remove_expert
 from pipelines.wiring.extracting import Extracted, extract_expert
+from pipelines.wiring.jobs import CONTINUES, Job, RayJobs, Submission, Submitted, open_jobs, submit
 from pipelines.wiring.looking import Check, doctor, generate, lineage, lineage_sync, serve_ui
 from pipelines.wiring.origins import blame
 from pipelines.wiring.planning import Plan, make_plan
@@ -12,11 +14,16 @@ from pipelines.wiring.running import run, run_stage
 from pipelines.wiring.settings import Settings, open_store, open_tracker
 
 __all__ = [
+    "CONTINUES",
     "Check",
     "Edited",
     "Extracted",
+    "Job",
     "Plan",
+    "RayJobs",
     "Settings",
+    "Submission",
+    "Submitted",
     "add_expert",
     "blame",
     "doctor",
@@ -25,10 +32,13 @@ __all__ = [
     "lineage",
     "lineage_sync",
     "make_plan",
+    "mask_text",
+    "open_jobs",
     "open_store",
     "open_tracker",
     "remove_expert",
     "run",
     "run_stage",
     "serve_ui",
+    "submit",
 ]

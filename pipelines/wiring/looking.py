@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bam_core.errors import BamError, StoreError, UsageError
 from bam_core.graph import refs
+from infra.provenance import mask_text
 from pipelines.wiring.settings import Settings, open_store
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ def lineage_sync(settings: Settings) -> int:
     from infra.mlflow_connect import default_tracking_uri
     from infra.mlflow_lineage import sync
     from infra.mlflow_tracker import MlflowTracker
-    from infra.provenance import mask_text
 
     store = open_store(settings)
     uri = settings.tracking_uri or default_tracking_uri(store.uri)
@@ -104,7 +104,7 @@ class Check:
 
 
 def doctor(settings: Settings) -> list[Check]:
-    """Is everything there that a run needs? Starts nothing and leaves nothing behind."""
+    """Is everything there that a run needs, the cluster at `address` too? Starts nothing and leaves nothing behind."""
     return [
         _python(),
         *(_package(name) for name in ("torch", "ray", "mlflow", "pyarrow")),
@@ -112,6 +112,7 @@ def doctor(settings: Settings) -> list[Check]:
         _store(settings),
         _room(settings),
         _tracking(settings),
+        *([_cluster(settings.address, settings.verbose)] if settings.address else []),
     ]
 
 
@@ -176,3 +177,30 @@ def _tracking(settings: Settings) -> Check:
         reason = str(error).splitlines()[0][:200]
         return Check("mlflow tracking", False, reason, "runs go on without it; `bam lineage sync` fills it in later")
     return Check("mlflow tracking", True, str(file or uri))
+
+
+def _cluster(address: str, verbose: bool) -> Check:
+    try:
+        found = _as_jobs(address, verbose) if address.startswith("http") else _as_node(address, verbose)
+    except UsageError as error:
+        return Check("cluster", False, mask_text(str(error)), "`ray status` on its head; docs/cluster.md")
+    return Check("cluster", True, found)
+
+
+def _as_jobs(address: str, verbose: bool) -> str:
+    from infra.ray_jobs import RayJobs
+
+    jobs = RayJobs(address, verbose)
+    going = [job.id for job in jobs.jobs() if not job.is_ended]
+    return f"{address}: Ray {jobs.ray_version}, jobs that are not done: {len(going)}"
+
+
+def _as_node(address: str, verbose: bool) -> str:
+    from infra import ray_env
+
+    ray_env.prepare(verbose=verbose, embedded=False)
+    from infra.ray_executor import describe_cluster
+
+    nodes = describe_cluster(address, verbose)
+    sizes = [f"{sum(node.get(unit, 0) for node in nodes):g} {unit}" for unit in ("CPU", "GPU")]
+    return f"{address}: {len(nodes)} node(s), {', '.join(sizes)}"

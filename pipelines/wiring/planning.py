@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,16 @@ from pipelines.recipe import Recipe
 from pipelines.stages.inputs import require_fitting
 from pipelines.wiring.settings import Settings, open_store
 
+N_TOGETHER = 8
+"""Stages looked up at once: on a remote store each look is mostly waiting."""
+
 
 @dataclass(frozen=True)
 class Plan:
     """models: name -> sizes and costs, for the plan's table. given: (stage, role) -> record of an `--input`.
 
     seen: stage -> when the record that was there at plan time was written. warnings: about the recipe, in words.
+    searches: `tune.<name>` -> what it costs at most.
     """
 
     pipeline: Pipeline
@@ -39,6 +44,7 @@ class Plan:
     given: Mapping[tuple[str, str], Record]
     seen: Mapping[str, float]
     warnings: list[str]
+    searches: Mapping[str, Mapping[str, float]]
 
 
 def make_plan(
@@ -53,13 +59,15 @@ def make_plan(
     selection.stages(pipeline)
     given = {place: refs.resolve(ref, store.records()) for place, ref in (inputs or {}).items()}
     keys = pipeline_keys(pipeline, {place: record.key for place, record in given.items()})
-    facts = {stage.name: _facts(store, stage.name, keys[stage.name]) for stage in pipeline}
+    with ThreadPoolExecutor(N_TOGETHER) as pool:
+        names = [stage.name for stage in pipeline]
+        facts = dict(zip(names, pool.map(lambda name: _facts(store, name, keys[name]), names), strict=True))
     for stage in {stage for stage, _ in given}:
         known = {role: given.get((stage, role), facts[made].record) for role, made in pipeline[stage].inputs.items()}
         require_fitting(pipeline[stage], {role: record for role, record in known.items() if record is not None})
     decisions = plan(pipeline, keys, facts, selection, now=time.time(), given=given, recipe=recipe.name)
     seen = {stage: fact.record.ended for stage, fact in facts.items() if fact.record is not None}
-    return Plan(pipeline, keys, decisions, _models(recipe, pipeline), given, seen, bam.warnings(recipe))
+    return Plan(pipeline, keys, decisions, _models(recipe), given, seen, bam.warnings(recipe), bam.search_costs(recipe))
 
 
 def text_digests(recipe: Recipe) -> dict[str, str]:
@@ -86,20 +94,20 @@ def _facts(store: ArtifactStore, stage: str, key: str) -> Facts:
         record = store.record(stage, key)
     except ArtifactDamaged as error:
         damaged = str(error)
-    older = [] if record else [other for other in store.records(stage) if other.key != key]
-    return Facts(record, damaged, store.lease_info(stage, key), older[-1] if older else None)
+    previous = None if record else store.newest(stage, but=key)
+    return Facts(record, damaged, store.lease_info(stage, key), previous)
 
 
-def _models(recipe: Recipe, pipeline: Pipeline) -> dict[str, dict[str, Any]]:
+def _models(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Sizes and costs by arithmetic: no weight is made. train_flops: of the model's own stage.
 
     params, flops_per_operation: what the totals are made of. paper: beside the paper's own figures (`nn/paper.py`),
     for a model of the shape that it prints them for.
     """
-    models = {}
+    models, phases = {}, bam.trainings(recipe)
     for name, config in bam.model_configs(recipe).items():
-        phase = pipeline[name].config.get("phase")
-        tokens = -(-phase["tokens"] // phase["batch_tokens"]) * phase["batch_tokens"] if phase else 0
+        phase = phases.get(name)
+        tokens = phase.n_steps * phase.batch_tokens if phase else 0
         models[name] = {
             "params_total": costs.params_total(config),
             "params_active": costs.params_active(config),

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import os
 import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bam_core.errors import ArtifactDamaged, LeaseHeld, UsageError, nearest
+from bam_core.errors import ArtifactDamaged, LeaseHeld, StageFailed, UsageError, nearest
 from bam_core.graph.key import input_keys, stage_key, stage_payload
 from bam_core.graph.plan import Decision, rebuilt_input
 from bam_core.graph.record import Record
 from bam_core.graph.select import Selection
 from bam_core.graph.stage import Pipeline, Stage
-from bam_core.protocols import Executor, Metrics, Place, StageFunction, Trainer
+from bam_core.protocols import Executor, Metrics, Place, Searcher, StageFunction, Tracker, Trainer
 from infra.live_log import LiveLog
-from infra.provenance import capture
+from infra.provenance import capture, mask_text
 from infra.sources import TextSources
 from infra.store import ArtifactStore
 from pipelines import bam
 from pipelines.attempt import Services, StageEnd, StageJob, run_stage_job
 from pipelines.recipe import Recipe
-from pipelines.runner import Display, PipelineRun, RunResult, StageResult, Task
+from pipelines.runner import Display, PipelineRun, RunResult, StageResult, Task, terminated_as_interrupted
 from pipelines.stages import KINDS
 from pipelines.wiring.planning import Plan, make_plan, text_digests
 from pipelines.wiring.settings import Settings, open_store, open_tracker
+
+INTERRUPTED = 130
+"""The exit status after a second ctrl-C, as after one."""
 
 
 def run(
@@ -53,7 +58,7 @@ def run(
     started = time.monotonic()
     made = make_plan(recipe, settings, selection, inputs)
     run_id = f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
-    store = open_store(settings)
+    store = open_store(settings, working=True)
     settings = replace(settings, store=store.uri)
     tracker = open_tracker(settings, display.message)
     to_do = [decision for decision in made.decisions if decision.action in ("run", "wait")]
@@ -80,18 +85,34 @@ def run(
             tracking = beside.submit(
                 tracker.start_pipeline, recipe.name, run_id, recipe.model_dump(mode="json", exclude_none=True)
             )
-            executor = _open_executor(settings, made.pipeline)
-        handle = tracking.result()
+            try:
+                executor = _open_executor(settings, made.pipeline, [decision.stage for decision in to_do])
+            finally:
+                handle = tracking.result()
         most = max_parallel or recipe.runtime.max_parallel or executor.capacity
         most = min(most, executor.capacity) if settings.executor == "local" else most
         status = watcher.run(executor, Task(_run_stage, (handle, settings)), most)
     except KeyboardInterrupt:
-        display.message("interrupted: what is done is kept, and the same command continues")
+        display.message("interrupted: what is done is kept, and the same command continues (ctrl-C: leave at once)")
     finally:
-        if executor is not None:
-            executor.close()
-        tracker.end_pipeline(handle, status)
+        with _left_at_once():
+            if executor is not None:
+                executor.close()
+            tracker.end_pipeline(handle, status)
     return _ended(run_id, status, started, watcher)
+
+
+@contextmanager
+def _left_at_once() -> Iterator[None]:
+    """A second ctrl-C ends the closing, and this process as soon as it has said how to continue.
+
+    Nobody waits then for a tracker that does not answer, or for Ray. An embedded Ray dies with this process.
+    """
+    try:
+        with terminated_as_interrupted():
+            yield
+    except KeyboardInterrupt:
+        atexit.register(os._exit, INTERRUPTED)  # the last registered is the first to run
 
 
 def _ended(run_id: str, status: str, started: float, watcher: PipelineRun) -> RunResult:
@@ -140,7 +161,7 @@ def run_given(stage: Stage, inputs: Mapping[str, Record], settings: Settings, di
     inputs: role -> what fills it.
     """
     started = time.monotonic()
-    store = open_store(settings)
+    store = open_store(settings, working=True)
     settings = replace(settings, store=store.uri, executor="local")
     payload = stage_payload(stage, {role: record.key for role, record in inputs.items()})
     key, run_id = stage_key(payload), f"{stage.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
@@ -158,7 +179,7 @@ def run_given(stage: Stage, inputs: Mapping[str, Record], settings: Settings, di
     tracker = open_tracker(settings, display.message)
     status, handle = "interrupted", tracker.start_pipeline("edits", run_id, {"name": stage.name, **stage.config})
     try:
-        status = watcher.run(_open_executor(settings, alone), Task(_run_stage, (handle, settings)), 1)
+        status = watcher.run(_open_executor(settings, alone, [stage.name]), Task(_run_stage, (handle, settings)), 1)
     except KeyboardInterrupt:
         display.message("interrupted: the same command does it again")
     finally:
@@ -176,26 +197,34 @@ def _is_done(store: ArtifactStore, stage: str, key: str, inputs: Mapping[str, Re
 
 def _jobs(made: Plan, to_do: list[Decision], run_id: str) -> dict[str, StageJob]:
     owner, provenance = f"{socket.gethostname()}:{os.getpid()} {run_id}", capture(sys.argv)
-    return {decision.stage: _job(decision, made, owner, provenance) for decision in to_do}
+    is_forced = any(decision.cause == "forced" for decision in to_do)
+    return {decision.stage: _job(decision, made, owner, provenance, is_forced) for decision in to_do}
 
 
-def _job(decision: Decision, made: Plan, owner: str, provenance: Mapping[str, Any]) -> StageJob:
+def _job(decision: Decision, made: Plan, owner: str, provenance: Mapping[str, Any], is_forced: bool) -> StageJob:
+    """is_forced: something of this run is, so that nothing that runs is taken as it was.
+
+    Otherwise a stage that runs only because an input does is as good as it was, if that comes out with the bytes that
+    it was made from: a repaired artifact costs nothing downstream of it.
+    """
     stage = made.pipeline[decision.stage]
     overrides = {place: record.key for place, record in made.given.items()}
     parents = {role: (parent, made.keys[parent]) for role, parent in stage.inputs.items()}
     given = {role: record for (name, role), record in made.given.items() if name == stage.name}
+    may_hold = decision.cause == "input" and not is_forced
     return StageJob(
         stage=stage,
         key=decision.key,
         payload=stage_payload(stage, input_keys(stage, made.keys, overrides)),
         inputs=parents | {role: (record.stage, record.key) for role, record in given.items()},
-        replaces=made.seen.get(decision.stage) if decision.action == "run" else None,
+        replaces=made.seen.get(decision.stage) if decision.action == "run" and not may_hold else None,
         owner=owner,
         provenance=provenance,
     )
 
 
-def _open_executor(settings: Settings, pipeline: Pipeline) -> Executor:
+def _open_executor(settings: Settings, pipeline: Pipeline, to_do: Sequence[str]) -> Executor:
+    """Raises UsageError if the cluster can never hold a stage that is to be made."""
     if settings.executor == "local":
         from infra.local_executor import LocalExecutor
 
@@ -208,23 +237,41 @@ def _open_executor(settings: Settings, pipeline: Pipeline) -> Executor:
     # An embedded Ray has as many logical CPUs as the largest group asks for: a small laptop runs it too,
     # only slower.
     largest = max(stage.resources.workers * stage.resources.cpus for stage in pipeline)
-    return RayExecutor(settings.address, max(available_cpus(), largest), settings.verbose)
+    executor = RayExecutor(settings.address, max(available_cpus(), largest), settings.verbose)
+    try:
+        executor.require_room(pipeline[name] for name in to_do)
+        if settings.address and "://" not in settings.store:
+            executor.require_shared(settings.store)
+    except UsageError:
+        executor.close()
+        raise
+    return executor
 
 
 def _run_stage(job: StageJob, tracking: Mapping[str, Any], settings: Settings) -> StageEnd:
     """The task that an executor runs, in this process or another. tracking: the pipeline run's handle."""
-    return run_stage_job(job, tracking, _services(settings))
+    try:
+        return run_stage_job(job, tracking, _services(settings, tracking))
+    except StageFailed as error:  # in the words of whatever library failed
+        raise StageFailed(mask_text(str(error))) from error
 
 
-def _services(settings: Settings) -> Services:
-    store = open_store(settings)
-    tracker = open_tracker(settings)
+@functools.lru_cache(maxsize=1)
+def _stage_tracker(settings: Settings, run_id: str | None) -> Tracker:
+    """One for all stages of a run that this process makes: if MLflow does not answer, it is given up once."""
+    return open_tracker(settings)
+
+
+def _services(settings: Settings, tracking: Mapping[str, Any]) -> Services:
+    store = open_store(settings, working=True)
+    tracker = _stage_tracker(settings, tracking.get("run_id"))
     return Services(
         store=store,
         tracker=tracker,
         sources=TextSources(),
         function=_stage_function,
         trainer=lambda job, records, attempt, log: _trainer(settings, store, job, records, attempt, log),
+        searcher=_searcher,
         live_log=lambda attempt, handle: LiveLog(attempt, tracker, handle),
         capture=_capture(settings),
         place=_place(settings),
@@ -260,15 +307,33 @@ def _trainer(
     attempt: Path,
     log: Callable[[int, Metrics], None],
 ) -> Trainer:
-    training_uri = f"{store.training_uri(job.stage.name, job.key)}/{_training_name(job, records)}"
+    name = _training_name(job, records)
     locate = LocateInputs(store.uri, dict(records))
     if settings.executor == "local":
         from infra.local_executor import LocalTrainer
 
-        return LocalTrainer(Path(training_uri), locate(), log)
+        here = store.training_dir(job.stage.name, job.key) / name
+        return LocalTrainer(here, locate(), log)
     from infra.ray_train import RayTrainer
 
-    return RayTrainer(training_uri, locate, log, attempt)
+    return RayTrainer(f"{store.training_uri(job.stage.name, job.key)}/{name}", locate, log, attempt)
+
+
+def _searcher(stage: Stage, trainer: Trainer) -> Searcher | None:
+    """Only for a stage that searches: Ray Tune takes long to import."""
+    if stage.function != "tune":
+        return None
+    from infra.local_executor import LocalTrainer
+
+    if isinstance(trainer, LocalTrainer):
+        from infra.local_search import LocalSearcher
+
+        return LocalSearcher(trainer)
+    from infra.ray_train import RayTrainer
+    from infra.ray_tune import RaySearcher
+
+    assert isinstance(trainer, RayTrainer)
+    return RaySearcher(trainer)
 
 
 def _training_name(job: StageJob, records: Mapping[str, Record]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bam_core.protocols import Tracker
 from infra.mlflow_tracker import open_tracker as open_mlflow
+from infra.storage import LOOK_PATIENCE_S, PATIENCE_S
 from infra.store import ArtifactStore
 
 
@@ -21,8 +22,9 @@ class Settings:
     verbose: bool = False
 
 
-def open_store(settings: Settings) -> ArtifactStore:
-    return ArtifactStore(settings.store)
+def open_store(settings: Settings, *, working: bool = False) -> ArtifactStore:
+    """working: something is under way that is worth waiting for, should a remote store be away for a while."""
+    return ArtifactStore(settings.store, patience_s=PATIENCE_S if working else LOOK_PATIENCE_S)
 
 
 def open_tracker(settings: Settings, warn: Callable[[str], None] | None = None) -> Tracker:

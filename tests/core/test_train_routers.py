@@ -20,7 +20,7 @@ from bam_core.train.loop import Pace, train
 from bam_core.train.optim import Optimizer
 from bam_core.train.parallel import rows_of_rank
 from bam_core.train.routers import fade_router_biases, move_balance, noise_of_step
-from bam_core.train.state import Progress, load_state, save_state
+from bam_core.train.state import Progress, State, load_state
 from bam_core.train.step import BatchSums, accumulate_gradient
 
 
@@ -189,7 +189,7 @@ def test_a_checkpoint_has_the_biases_as_they_are_and_where_they_started(tmp_path
     model = biased_start()
     optimizer = Optimizer(model, PHASE)
     fade_router_biases(model, optimizer.start_biases, PHASE, 3)
-    save_state(tmp_path, optimizer, Progress(step=3))
+    State.of(optimizer, Progress(step=3)).write(tmp_path)
     other = biased_start(9, start=7.0)
     loaded = Optimizer(other, PHASE)
     assert load_state(tmp_path, loaded).step == 3

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -18,6 +19,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from tests.e2e.kit import NO_MLFLOW, Place
+from tests.faults import inject
 
 PRELOADED = [
     "torch",
@@ -63,10 +65,13 @@ class Process:
         tracking: tuple[str, ...] = NO_MLFLOW,
         kill: KillPoint | None = None,
         gate: Barrier | None = None,
+        faults: Path | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
+        """faults: a folder of `inject`. env: on top of the fork server's."""
         self._out, self._err = (place.recipe.parent / f"{name}-{id(self)}" for name in ("out", "err"))
         self._out.touch()
-        arguments = (place.words(*words, tracking=tracking), str(self._out), str(self._err), kill, gate)
+        arguments = (place.words(*words, tracking=tracking), str(self._out), str(self._err), kill, gate, faults, env)
         self._process = _context.Process(target=_bam, args=arguments)
         self._process.start()
         _started.append(self._process)
@@ -84,6 +89,10 @@ class Process:
         while words not in self.out:
             self._process.join(LOOK_EVERY_S)
             assert self._process.is_alive(), f"ended before it said {words!r}: {self.err}"
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
 
     def send(self, number: int) -> None:
         assert self._process.pid is not None
@@ -121,12 +130,25 @@ def gate(n_processes: int) -> Barrier:
     return _context.Barrier(n_processes)
 
 
-def _bam(words: tuple[str, ...], out: str, err: str, kill: KillPoint | None, gate: Barrier | None) -> None:
+def _bam(
+    words: tuple[str, ...],
+    out: str,
+    err: str,
+    kill: KillPoint | None,
+    gate: Barrier | None,
+    faults: Path | None,
+    env: Mapping[str, str] | None,
+) -> None:
     """The process: as if the script had been started with `words`."""
     for file, descriptor in ((out, 1), (err, 2)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     sys.argv = ["bam", *words]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
+    os.environ.update(env or {})
+    if faults is not None:
+        from bam_core.train import loop
+
+        inject.install(loop, faults)
     if kill is not None:
         _die_at(kill)
     if gate is not None:

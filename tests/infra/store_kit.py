@@ -1,4 +1,4 @@
-"""A store to test, on a local folder and on `memory://`, which is like an object store: no rename, no folders.
+"""A store to test: on a local folder, on `memory://` (no rename, no folders), and on a real S3 server.
 
 Import the fixtures `uri` and `store`.
 """
@@ -18,11 +18,14 @@ KEY, OTHER_KEY = "ab" * 32, "cd" * 32
 FILES = {"model.safetensors": b"weights", "train/00000.arrow": b"rows", "config.json": b"{}"}
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if request.param == "local":
         yield str(tmp_path / "store")
+        return
+    if request.param == "s3":
+        yield request.getfixturevalue("s3").uri(tmp_path.name)
         return
     memory = fsspec.filesystem("memory")
     yield f"memory://{tmp_path.name}"
@@ -42,7 +45,7 @@ def write(store: ArtifactStore, uri_path: str, data: bytes) -> None:
 
 
 def files(store: ArtifactStore) -> set[str]:
-    fs, root = fsspec.url_to_fs(store.uri)
+    fs, root = fsspec.url_to_fs(store.uri, use_listings_cache=False)
     return {name.removeprefix(root + "/") for name in fs.find(root)}
 
 

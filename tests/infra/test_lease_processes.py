@@ -126,4 +126,4 @@ def test_of_two_processes_one_takes_over_from_a_killed_one(child: Callable[[], C
 )
 @needs_proc
 def test_whose_end_can_be_known(changes: dict[str, Any], orphaned: bool) -> None:
-    assert replace(Claim.of_this_process("x", 0.0), **changes).is_orphaned() is orphaned
+    assert replace(Claim.of_this_process("x", 0.0, 30.0), **changes).is_orphaned() is orphaned

@@ -17,7 +17,7 @@ import pytest
 
 from bam_core.errors import LeaseHeld, StoreError
 from infra import leases
-from infra.leases import Claim
+from infra.leases import Claim, Watch
 from infra.storage import Storage
 from infra.store import ArtifactStore
 
@@ -39,15 +39,18 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "s3":
+        yield request.getfixturevalue("s3").uri(tmp_path.name)
+        return
     yield str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}"
     fsspec.filesystem("memory").store.clear()
 
 
 @pytest.fixture
 def store(uri: str, clock: Clock) -> ArtifactStore:
-    return ArtifactStore(uri, clock=clock, lease_ttl_s=TTL_S)
+    return ArtifactStore(uri, clock=clock, watch=Watch(clock), lease_ttl_s=TTL_S)
 
 
 def lease_files(store: ArtifactStore) -> set[str]:
@@ -56,7 +59,7 @@ def lease_files(store: ArtifactStore) -> set[str]:
 
 def other_process(**changes: Any) -> Claim:
     """A claim of a process that cannot be judged from here."""
-    return replace(Claim.of_this_process("far:1", 0.0), host="far", **changes)
+    return replace(Claim.of_this_process("far:1", 1030.0, TTL_S), host="far", **changes)
 
 
 def plant(store: ArtifactStore, data: bytes, name: str = "lease.json") -> None:
@@ -89,7 +92,7 @@ def test_what_a_lease_says(store: ArtifactStore) -> None:
         "pid": os.getpid(),
         "expires": 1030.0,
     }
-    assert set(content) == {"owner", "host", "pid", "pid_started", "boot_id", "token", "expires"}
+    assert set(content) == {"owner", "host", "pid", "pid_started", "boot_id", "token", "expires", "ttl_s"}
     lease.release()
 
 
@@ -108,6 +111,7 @@ def test_renewed_it_outlives_its_first_term(store: ArtifactStore, clock: Clock) 
     lease = store.acquire(*SEED, "me:1")
     clock.now += 0.9 * TTL_S
     lease.require()  # what the background thread does every third of a term
+    assert store.lease_info(*SEED).expires == pytest.approx(1000 + 1.9 * TTL_S)
     clock.now += 0.9 * TTL_S
     assert store.lease_info(*SEED).expires == pytest.approx(1000 + 1.9 * TTL_S)
     with pytest.raises(LeaseHeld):
@@ -182,7 +186,7 @@ def test_of_many_takers_one_wins(tmp_path: Path, chain_length: int) -> None:
     """Threads that start together: no lease yet, an expired one, and one that was taken over before."""
     for round_ in range(20):
         clock = Clock()
-        store = ArtifactStore(str(tmp_path / str(round_)), clock=clock, lease_ttl_s=TTL_S)
+        store = ArtifactStore(str(tmp_path / str(round_)), clock=clock, watch=Watch(clock), lease_ttl_s=TTL_S)
         for _ in range(chain_length):
             store.acquire(*SEED, "before")
             clock.now += TTL_S
@@ -230,7 +234,7 @@ def test_a_taker_that_is_overtaken_by_a_takeover_and_a_release(
         if then_held:
             held.append(store.acquire(*SEED, "next:2"))
 
-    slow = ArtifactStore(store.uri, clock=clock, lease_ttl_s=TTL_S)
+    slow = ArtifactStore(store.uri, clock=clock, watch=store._watch, lease_ttl_s=TTL_S)
     slow._storage = Interleaved(store.uri, meanwhile)
     with pytest.raises(LeaseHeld):
         slow.acquire(*SEED, "slow:3")
@@ -242,7 +246,7 @@ def test_a_taker_that_is_overtaken_by_a_takeover_and_a_release(
 
 
 def test_another_hosts_lease_is_waited_for(store: ArtifactStore, clock: Clock) -> None:
-    plant(store, other_process(expires=clock.now + 5).to_bytes())
+    plant(store, other_process(ttl_s=5.0).to_bytes())
     with pytest.raises(LeaseHeld, match="held by far:1"):
         store.acquire(*SEED, "me")
     clock.now += 5
@@ -250,8 +254,67 @@ def test_another_hosts_lease_is_waited_for(store: ArtifactStore, clock: Clock) -
     assert lease_files(store) == set()
 
 
+def beat(store: ArtifactStore, claim: Claim, expires: float, number: int) -> None:
+    plant(store, json.dumps({"expires": expires, "beat": number}).encode(), f"lease.beat-{claim.token}.json")
+
+
+@pytest.mark.parametrize("skew_s", [-3600.0, 0.0, 3600.0])
+def test_the_clock_of_another_host_is_not_believed(store: ArtifactStore, clock: Clock, skew_s: float) -> None:
+    """An hour wrong either way: renewed it is live, and silent for its term it is over, as seen from here."""
+    far = other_process(expires=clock.now + skew_s + TTL_S)
+    plant(store, far.to_bytes())
+    for number in range(6):
+        assert store.lease_info(*SEED).expires == clock.now + TTL_S
+        with pytest.raises(LeaseHeld, match="held by far:1"):
+            store.acquire(*SEED, "me")
+        clock.now += TTL_S / 3
+        beat(store, far, clock.now + skew_s + TTL_S, number)
+    assert store.lease_info(*SEED) is not None
+    clock.now += 0.99 * TTL_S
+    with pytest.raises(LeaseHeld, match="held by far:1"):
+        store.acquire(*SEED, "me")
+    clock.now += 0.01 * TTL_S
+    assert store.lease_info(*SEED) is None
+    store.acquire(*SEED, "me").release()
+
+
+def test_a_clock_that_stands_still_renews_all_the_same(store: ArtifactStore, clock: Clock) -> None:
+    far = other_process()
+    plant(store, far.to_bytes())
+    for number in range(5):
+        assert store.lease_info(*SEED) is not None
+        clock.now += TTL_S / 2
+        beat(store, far, far.expires, number)
+    assert store.lease_info(*SEED) is not None
+
+
+def test_a_renewal_never_looks_like_the_one_before(store: ArtifactStore) -> None:
+    lease = store.acquire(*SEED, "me:1")
+    looks = set()
+    for _ in range(3):
+        lease.require()  # under a clock that stands still
+        looks.add(store._leases(*SEED).end().sign)
+    assert len(looks) == 3
+    lease.release()
+
+
+def test_what_a_process_has_seen_is_its_own(store: ArtifactStore, clock: Clock) -> None:
+    plant(store, other_process().to_bytes())
+    assert store.lease_info(*SEED) is not None
+    clock.now += TTL_S
+    assert ArtifactStore(store.uri, clock=clock, watch=Watch(clock)).lease_info(*SEED) is not None
+    assert store.lease_info(*SEED) is None
+
+
+def test_a_lease_of_yesterday_need_not_be_watched(store: ArtifactStore, clock: Clock) -> None:
+    plant(store, other_process().to_bytes())
+    clock.now += leases.LONGEST_SKEW_S + TTL_S + 1
+    assert store.lease_info(*SEED) is None
+    store.acquire(*SEED, "me").release()
+
+
 @pytest.mark.parametrize(
-    "data", [b"", b"{", b"[]", b"null", b'"x"', b"\xff", b"{}", b'{"token": "../../x", "expires": 9e9}']
+    "data", [b"", b"{", b"[]", b"null", b'"x"', b"\xff", b"{}", b'{"token": "../../x", "expires": 9e9, "ttl_s": 9e9}']
 )
 def test_a_lease_that_cannot_be_read_protects_nothing(store: ArtifactStore, data: bytes) -> None:
     plant(store, data)

@@ -156,6 +156,8 @@ def test_a_file_in_the_way(tmp_path: Path, use: str, below: str) -> None:
 
 def test_a_file_where_a_stages_folder_should_be_is_no_lease(store: ArtifactStore) -> None:
     """It raises the same FileExistsError as a lease that another run holds."""
+    if store.uri.startswith("s3:"):
+        pytest.skip("S3 has no folders: both can be there")
     commit(store)
     write(store, "artifacts/seed", b"mine")
     with pytest.raises(StoreError, match="a part of this path is a file"):
@@ -187,6 +189,8 @@ def test_secrets_in_a_uri_are_not_shown() -> None:
 
 
 def test_a_full_disk_says_what_to_do(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    if store.uri.startswith("s3:"):
+        pytest.skip("a bucket does not fill up")
     record = commit(store)
 
     def full(*args: Any, **kwargs: Any) -> None:

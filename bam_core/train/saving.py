@@ -1,0 +1,119 @@
+"""Files of a run: checkpoints, and of a sharded run the trained model.
+
+A checkpoint is written at once, or, of a sharded run, in the background while training goes on. Then each rank copies
+its shard to host memory (training waits for that alone), a thread writes the copy to the local disk, and at the first
+step by which all ranks have done so they publish together through `TrainWorker.save`, which training waits for.
+A run that is killed before that goes on from the checkpoint before, as it would had it been killed while writing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bam_core.errors import BamError, StoreError
+from bam_core.protocols import TrainWorker
+from bam_core.train.optim import Optimizer
+from bam_core.train.parallel import sum_over_ranks
+from bam_core.train.state import Progress, State
+
+
+class Checkpoints:
+    """All ranks make the same calls at the same steps."""
+
+    def __init__(self, worker: TrainWorker, optimizer: Optimizer) -> None:
+        self._worker, self._optimizer = worker, optimizer
+        self._writing: _Writing | None = None
+
+    def save(self, progress: Progress) -> None:
+        """Write the state as it is now, or begin to."""
+        state = State.of(self._optimizer, progress, self._worker.rank, self._worker.world_size)
+        if not self._optimizer.sharded:
+            self._worker.save(progress.step, state.write)
+            return
+        self.finish()  # a disk that is slower than the steps between two checkpoints: wait for it
+        self._writing = _Writing(progress.step, state.copy())
+
+    def publish_if_written(self) -> None:
+        """After each step: publish what is being written, if every rank is through."""
+        if self._writing is not None and self._count(not self._writing.is_alive()) == self._worker.world_size:
+            self._publish(self._writing)
+
+    def finish(self) -> None:
+        """Wait for what is being written, and publish it."""
+        if self._writing is not None:
+            self._writing.join()
+            self._publish(self._writing)
+
+    def _publish(self, writing: _Writing) -> None:
+        self._writing = None
+        with writing.folder:
+            n_failed = self._count(writing.error is not None)
+            if writing.error is not None:
+                raise StoreError(f"the checkpoint of step {writing.step}: {writing.error}") from writing.error
+            if n_failed:
+                raise StoreError(f"the checkpoint of step {writing.step}: {n_failed} other rank(s) could not write it")
+            self._worker.save(writing.step, writing.move_to, sharded=True)
+
+    def _count(self, holds: bool) -> int:
+        """On how many ranks this holds."""
+        count = torch.tensor(float(holds), device=self._worker.device)
+        sum_over_ranks([count], self._worker.world_size)
+        return int(count)
+
+
+class _Writing(threading.Thread):
+    """Writes a copy of a state to a temporary folder. A daemon: a run that ends does not wait for it."""
+
+    def __init__(self, step: int, state: State) -> None:
+        super().__init__(name=f"checkpoint of step {step}", daemon=True)
+        self.step, self._state = step, state
+        self.folder = tempfile.TemporaryDirectory(prefix="bam-state-")
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._state.write(Path(self.folder.name))
+        except Exception as error:  # told by whoever publishes
+            self.error = error
+
+    def move_to(self, target: Path) -> None:
+        _move(self.folder, target)
+
+
+def write_gathered(
+    worker: TrainWorker, optimizer: Optimizer, write: Callable[[Path, Iterator[tuple[str, Tensor]]], None]
+) -> Callable[[Path], None]:
+    """Write what takes all master weights, gathered one at a time by all ranks: rank 0 writes, to a temporary folder.
+
+    Returns what moves the files to where they belong, to be called on rank 0. Raises StoreError on every rank if rank 0
+    could not write.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="bam-model-")
+    masters, failure = optimizer.masters(), None
+    if worker.rank == 0:
+        try:
+            write(Path(folder.name), masters)
+        except (OSError, BamError) as error:
+            failure = error
+    for _ in masters:  # the other ranks, and rank 0 after a failure: a gather takes all of them
+        pass
+    n_failed = torch.tensor(float(failure is not None), device=worker.device)
+    sum_over_ranks([n_failed], worker.world_size)
+    if n_failed:
+        folder.cleanup()
+        raise StoreError(f"the trained model cannot be written: {failure or 'see the error of rank 0'}") from failure
+    return partial(_move, folder)
+
+
+def _move(folder: tempfile.TemporaryDirectory[str], target: Path) -> None:
+    for path in sorted(Path(folder.name).iterdir()):
+        shutil.move(path, target / path.name)

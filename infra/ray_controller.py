@@ -1,0 +1,112 @@
+"""Ray Train's controller, run in the process that asked for the worker group.
+
+Ray gives each run an actor for its controller and a second one that frees the group's room if the first is killed: two
+processes that import all of Ray Train before a worker starts. Here the same controller runs where `fit` is called, and
+room is freed by name: the group's placement group has the run's name, and whoever runs it next, as when Ray repeats a
+stage whose process was killed, first frees what the last one left. Ray itself frees the rest when the job ends.
+
+Rests on private parts of Ray Train 2.60, to which the project is pinned; `tests/infra/test_ray.py` holds it to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+import ray
+import ray.util
+from ray.train import Result
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.controller.state import InitializingState, ReschedulingState, RestartingState
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from infra.ray_elastic import nodes_of, scaling_policy
+
+QUEUED_AT_MOST_S = 30 * 24 * 3600.0
+"""A group of a fixed size keeps its place in the queue; Ray's 60 s would put it at the end again and again."""
+RECOUNT_AFTER_S = 10.0
+"""An elastic group that has not got the room it counted, since another one took it, counts again."""
+LOOK_FOR_ROOM_S = 1.0
+"""How often an elastic group without room for its fewest looks again; Ray itself would ask without a pause."""
+
+
+def free_room(run: str) -> None:
+    """End what is left of a run of this job whose process was killed: its workers, and the room that they had."""
+    with suppress(ValueError):  # there is none
+        ray.util.remove_placement_group(ray.util.get_placement_group(f"bam-{run}"))
+
+
+class InProcessTrainer(DataParallelTrainer):
+    """A `DataParallelTrainer` whose `fit` starts the workers and nothing else."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [
+            one for one in super()._create_default_callbacks() if not isinstance(one, PlacementGroupCleanerCallback)
+        ]
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Result:
+        controller = _Controller(**parts | {"scaling_policy": scaling_policy(self.scaling_config)})
+        try:
+            asyncio.run(controller.run())
+        finally:
+            if controller.get_worker_group() is not None:  # interrupted
+                controller.get_worker_group().shutdown()
+        return controller.get_result()
+
+
+class _Group(WorkerGroup):
+    def __init__(self, train_run_context: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(train_run_context, *args, **kwargs)
+        is_elastic = train_run_context.scaling_config.elasticity_enabled
+        self._worker_group_start_timeout_s = RECOUNT_AFTER_S if is_elastic else QUEUED_AT_MOST_S
+
+    def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> DefaultPlacementGroupHandle:
+        name = f"bam-{self._train_run_context.run_config.name}"
+        free_room(self._train_run_context.run_config.name)
+        group = ray.util.placement_group(
+            bundles=[worker_group_context.resources_per_worker] * worker_group_context.num_workers,
+            strategy=worker_group_context.placement_strategy,
+            name=name,
+        )
+        return DefaultPlacementGroupHandle(group)
+
+    def _init_train_context_on_workers(self, workers: Any, sync_actor: Any, train_context_args: Any) -> None:
+        """As Ray's, but that the workers get no handle of a controller: it is no actor."""
+        ray.get(
+            [
+                worker.actor.init_train_context.remote(
+                    train_run_context=self._train_run_context,
+                    distributed_context=worker.distributed_context,
+                    synchronization_actor=sync_actor,
+                    storage_context=self._storage_context,
+                    worker_callbacks=self._worker_callbacks_to_propagate,
+                    controller_actor=None,
+                    **{name: values[i] for name, values in train_context_args.items()},
+                )
+                for i, worker in enumerate(workers)
+            ]
+        )
+        self._decorate_worker_log_file_paths(workers)
+
+    @staticmethod
+    def _get_worker_runtime_env(custom_runtime_env: Any) -> Any:
+        """The job's own: another one would need another process than those that Ray has ready."""
+        return dict(custom_runtime_env)
+
+
+class _Controller(TrainController):
+    worker_group_cls = _Group
+
+    def _start_worker_group(self, *args: Any, **kwargs: Any) -> None:
+        self._scaling_policy.holds = {}
+        super()._start_worker_group(*args, **kwargs)
+        self._scaling_policy.holds = nodes_of(self._worker_group.get_workers())
+
+    async def _run_control_loop_iteration(self) -> None:
+        await super()._run_control_loop_iteration()
+        if isinstance(self.get_state(), InitializingState | RestartingState | ReschedulingState):
+            await asyncio.sleep(LOOK_FOR_ROOM_S if self._scaling_policy.scaling_config.elasticity_enabled else 0)

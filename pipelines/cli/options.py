@@ -1,0 +1,58 @@
+"""Options that several commands share, and a command as the words that a person would type."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+
+import click
+
+from pipelines.cli.app import Session
+
+Options = Mapping[str, Sequence[str] | bool]
+
+set_ = click.option(
+    "--set", "sets", metavar="KEY=VALUE", multiple=True, help="Override a key, e.g. phases.seed.lr=1e-3."
+)
+only = click.option("--only", metavar="STAGE", multiple=True, help="These stages alone; globs such as 'expert.*' too.")
+from_ = click.option(
+    "--from", "from_", metavar="STAGE", multiple=True, help="This stage and all that is built from it."
+)
+until = click.option("--until", metavar="STAGE", multiple=True, help="This stage and all that it is built from.")
+force = click.option("--force", metavar="STAGE", multiple=True, help="Make it again even if it is done.")
+max_parallel = click.option("--max-parallel", type=click.IntRange(min=1), metavar="N", help="Stages at once at most.")
+wait = click.option(
+    "--wait/--no-wait", default=True, help="For what another run is making: wait (default), or end with status 3."
+)
+keep_going = click.option(
+    "--keep-going/--fail-fast",
+    default=True,
+    help="When a stage fails, do the branches beside it (default), or stop.",
+)
+
+
+def words_of(options: Options) -> list[str]:
+    """`{"--only": ["a", "b"], "--with-deps": True}` -> `--only a --only b --with-deps`."""
+    words: list[str] = []
+    for option, values in options.items():
+        words += ([option] if values else []) if isinstance(values, bool) else [w for v in values for w in (option, v)]
+    return words
+
+
+def command(name: str, arguments: Sequence[str], options: Options, session: Session) -> list[str]:
+    """The words that give this command again."""
+    words = ["bam", name, *arguments, *words_of(options)]
+    for option, value in (session.typed or {}).items():
+        if "@" not in value:  # may hold a password; the environment is the place for it
+            words += [f"--{option.replace('_', '-')}", value]
+    return words
+
+
+def continuing(name: str, arguments: Sequence[str], options: Options, session: Session) -> str:
+    """The command that continues this one: in a job, the one that the submitter can type."""
+    from pipelines.wiring import CONTINUES
+
+    if submitted := os.environ.get(CONTINUES):
+        return shlex.join([*shlex.split(submitted), *words_of({"--force": options.get("--force", ())})])
+    return shlex.join(command(name, arguments, options, session))

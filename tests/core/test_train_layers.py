@@ -1,0 +1,78 @@
+"""Layers that are computed again or compiled give what they gave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bam_core.nn.lm import LM
+from bam_core.train.layers import recompute_activations
+from bam_core.train.loop import Pace, train
+from tests.golden import runs
+
+N_STEPS = 4
+PHASE = replace(runs.PHASE, tokens=N_STEPS * runs.PHASE.batch_tokens)
+PACE = Pace(micro_batch_rows=3)
+Run = tuple[list[dict[str, float]], dict[str, Tensor]]
+
+
+def trained(folder: Path, name: str, pace: Pace) -> Run:
+    config, phase = runs.RUNS[name]
+    phase = replace(PHASE, dtype=phase.dtype)
+    optimizer, progress = train(runs.initial(config), runs.Tokens(), phase, runs.Worker(folder), pace)
+    return progress.history, dict(optimizer.masters())
+
+
+@pytest.mark.parametrize("name", runs.RUNS)
+def test_recomputed_activations_change_no_bit(tmp_path: Path, name: str) -> None:
+    kept = trained(tmp_path, name, PACE)
+    again = trained(tmp_path, name, replace(PACE, activation_checkpointing=True))
+    assert again[0] == kept[0]
+    assert all(torch.equal(again[1][name], master) for name, master in kept[1].items())
+
+
+def saved_values(model: LM) -> int:
+    """Values that a forward pass keeps for the backward pass, parameters aside."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    tokens = torch.from_numpy(runs.Tokens().batch(0, 4))[:, :-1]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(tokens)  # noqa: F841  what it keeps must live while it is counted
+    return sum(kept.values())
+
+
+def test_activations_are_not_kept() -> None:
+    model = runs.initial(runs.VARIANTS["bam-expert-kv"]).train()
+    before = saved_values(model)
+    recompute_activations(model)
+    assert saved_values(model) < before / 3
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("again", [False, True], ids=["", "and computed again"])
+@pytest.mark.parametrize("name", ["dense", "btx-top-2-renorm", "bam-expert-kv", "bam-expert-kv bf16"])
+def test_compiled_layers_differ_by_rounding(tmp_path: Path, fresh_compiler: None, name: str, again: bool) -> None:
+    eager = trained(tmp_path, name, PACE)
+    compiled = trained(tmp_path, name, replace(PACE, compile=True, activation_checkpointing=again))
+    rounding = 0.02 if name.endswith("bf16") else 1e-9
+    for one, other in zip(compiled[0], eager[0], strict=True):
+        assert one == pytest.approx(other, rel=rounding)
