@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -62,19 +62,26 @@ def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None
         client.log_batch(run_id, tags=batch)
 
 
-def log_params(client: MlflowClient, run_id: str, config: Mapping[str, Any]) -> None:
-    """Flat scalars. Parameters are write-once: a reopened run has the same key, and so the same values."""
+def log_params(client: MlflowClient, run_id: str, config: Mapping[str, Any], known: Collection[str] = ()) -> None:
+    """Flat scalars. Parameters are write-once: those that a reopened run has are `known`."""
     from mlflow.entities import Param
 
     params = [Param(_name(name), text[:_PARAM_CHARS]) for name, text in flat_texts(config).items()]
-    for batch in _batches(params, _BATCH):
+    for batch in _batches([param for param in params if param.key not in known], _BATCH):
         client.log_batch(run_id, params=batch)
 
 
 def flat_texts(config: Mapping[str, Any]) -> dict[str, str]:
     """Leaves of a nested configuration by dotted path, as text; a list is one leaf."""
     leaves = _flatten(config, ".")
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in leaves}
+    return {name: value if isinstance(value, str) else json.dumps(_like_json(value)) for name, value in leaves}
+
+
+def _like_json(value: Any) -> Any:
+    """1.0 as 1, as a record has it: what is told live and what is filled in from records must not differ."""
+    if isinstance(value, list | tuple):
+        return [_like_json(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def log_metrics(

@@ -206,7 +206,7 @@ class MlflowTracker:
             runs.set_tags(client, run_id, tags)
         else:
             run_id = client.create_run(experiment_id, int(started * 1000), tags, stage.name).info.run_id
-        runs.log_params(client, run_id, mask_values(stage.config))
+        runs.log_params(client, run_id, mask_values(stage.config), known=left[0].data.params if left else ())
         models = lineage.link_inputs(client, run_id, stage, inputs, self.artifact_uri)
         return {
             "run_id": run_id,

@@ -11,6 +11,7 @@ Rests on private parts of Ray Train 2.60, to which the project is pinned; `tests
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -20,6 +21,8 @@ from ray.train import Result
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import InitializingState, ReschedulingState, RestartingState
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -49,13 +52,28 @@ class InProcessTrainer(DataParallelTrainer):
         ]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Result:
-        controller = _Controller(**parts | {"scaling_policy": scaling_policy(self.scaling_config)})
+        failures = _FailuresWithoutProgress(self.run_config.failure_config)
+        parts |= {"scaling_policy": scaling_policy(self.scaling_config), "failure_policy": failures}
+        controller = _Controller(**parts)
+        failures.newest = lambda: controller._checkpoint_manager.latest_checkpoint_result
         try:
             asyncio.run(controller.run())
         finally:
             if controller.get_worker_group() is not None:  # interrupted
                 controller.get_worker_group().shutdown()
         return controller.get_result()
+
+
+class _FailuresWithoutProgress(DefaultFailurePolicy):
+    """`max_failures` in a row without a new checkpoint end a run: a long one may lose any number of workers."""
+
+    newest: Callable[[], object] = staticmethod(lambda: None)
+    _seen: object = None
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        if (newest := self.newest()) is not self._seen:
+            self._seen, self._worker_group_failures = newest, 0
+        return super().make_decision(training_failed_error)
 
 
 class _Group(WorkerGroup):

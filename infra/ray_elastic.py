@@ -1,9 +1,9 @@
 """How many workers a group may have now: counted from what the nodes have free, and asked of nobody.
 
-Ray Train asks a coordinator, a detached actor that is bound to the node where the first run of the cluster started. Once
-that node is lost it never comes back, and an elastic group waits for its answer for ever (seen with Ray 2.60). What an
-autoscaler has to start it sees in the placement groups that wait; for more than its fewest workers an elastic group
-starts no node, it takes the room that is there.
+Ray Train asks a coordinator, a detached actor that is bound to the node where the first run of the cluster started.
+Once that node is lost it never comes back, and an elastic group waits for its answer for ever (seen with Ray 2.60).
+What an autoscaler has to start it sees in the placement groups that wait; for more than its fewest workers an elastic
+group starts no node, it takes the room that is there.
 """
 
 from __future__ import annotations

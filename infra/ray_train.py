@@ -10,6 +10,7 @@ import json
 import shutil
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ from infra.storage import ray_storage
 
 RESULT_FILE, OUTPUT_FOLDER = "result.json", "output"
 MAX_WORKER_FAILURES = 3
+"""In a row, without a new checkpoint."""
 LOOK_FOR_ROOM_S = 60.0
 """How often an elastic group looks for room to grow. To grow costs what was trained since the newest checkpoint."""
 
@@ -101,6 +103,9 @@ class _RayWorker:
         self.device, self.threads = str(get_device()), cpus
         self.inputs = trainer.locate()
         self._log = trainer.log
+        self._is_remote = ray_storage(trainer.training_uri)[0] is not None
+        self._uploaded = threading.Event()
+        self._uploaded.set()
 
     def resume_dir(self) -> Path | None:
         checkpoint = ray.train.get_checkpoint()
@@ -112,23 +117,52 @@ class _RayWorker:
     def save(
         self, step: int, write: Callable[[Path], None], *, metrics: Metrics | None = None, sharded: bool = False
     ) -> None:
-        self._report(f"step-{step:08d}", write, metrics or {}, writes=sharded or self.rank == 0)
+        self._report(f"step-{step:08d}", write, metrics or {}, sharded or self.rank == 0, beside=self._is_remote)
 
     def finish(self, write: Callable[[Path], None]) -> None:
-        self._report("finished", write, {}, writes=self.rank == 0)
+        self._report("finished", write, {}, self.rank == 0, beside=False)
 
     def log(self, step: int, metrics: Metrics) -> None:
         if self.rank == 0:
             self._log(step, metrics)
 
-    def _report(self, name: str, write: Callable[[Path], None], metrics: Metrics, writes: bool) -> None:
-        """A barrier: every rank reports, and brings the files that it wrote."""
+    def _report(
+        self, name: str, write: Callable[[Path], None], metrics: Metrics, writes: bool, *, beside: bool
+    ) -> None:
+        """A barrier: every rank reports, and brings the files that it wrote.
+
+        beside: they are uploaded beside the training that goes on, one checkpoint at a time: a slow network cannot
+        fill the disk, and a failed upload ends this worker as it would have here.
+        """
         if not writes:
             ray.train.report(dict(metrics), checkpoint_dir_name=name)
             return
-        with tempfile.TemporaryDirectory(prefix="bam-checkpoint-") as folder:
-            write(Path(folder))
-            ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint(folder), checkpoint_dir_name=name)
+        self._uploaded.wait()
+        self._uploaded.clear()
+        storage = ray.train.get_context().get_storage()
+        folder = Path(tempfile.mkdtemp(prefix="bam-checkpoint-"))
+
+        def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+            try:
+                return storage.persist_current_checkpoint(checkpoint, name)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+                self._uploaded.set()
+
+        try:
+            write(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        mode = ray.train.CheckpointUploadMode.ASYNC if beside else ray.train.CheckpointUploadMode.SYNC
+        ray.train.report(
+            dict(metrics),
+            checkpoint=ray.train.Checkpoint(str(folder)),
+            checkpoint_dir_name=name,
+            checkpoint_upload_mode=mode,
+            checkpoint_upload_fn=upload,
+            delete_local_checkpoint_after_upload=False,
+        )
 
 
 def _worker(setup: dict[str, Any]) -> dict[str, Any] | errors.BamError:

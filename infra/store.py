@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -23,19 +22,27 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bam_core.errors import ArtifactDamaged, BamError, StoreError, UsageError
+from bam_core.errors import ArtifactDamaged, BamError
 from bam_core.graph import refs
 from bam_core.graph.key import KEY12, key12
-from bam_core.graph.record import Output, Record, artifact_digest
+from bam_core.graph.record import Output, Record
 from bam_core.protocols import LeaseInfo, Store
 from infra.leases import HeldLease, Leases, Watch, is_lease_file
 from infra.provenance import mask_values
+from infra.record_files import (
+    KEY,
+    STAGE,
+    artifact_folder,
+    check_sizes,
+    parse_record,
+    readable_record,
+    size_fault,
+    training_folder,
+)
 from infra.storage import PATIENCE_S, Storage
 
-_STAGE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 NO_PROGRESS_S = 5.0
 """How long a remote store that had no figures of a running stage is not asked again."""
-_KEY = re.compile(rf"[0-9a-f]{{{KEY12},}}")
 
 
 class ArtifactStore:
@@ -64,17 +71,17 @@ class ArtifactStore:
         self._storage.check_writable()
 
     def artifact_uri(self, stage: str, key: str) -> str:
-        return f"{self.uri}/{_folder(stage, key)}"
+        return f"{self.uri}/{artifact_folder(stage, key)}"
 
     def record(self, stage: str, key: str) -> Record | None:
-        folder, where = _folder(stage, key), f"{stage}@{key12(key)}"
+        folder, where = artifact_folder(stage, key), f"{stage}@{key12(key)}"
         data = self._storage.read(f"{folder}/record.json")
         if data is None:
             return None
-        record = _parse(data, where)
+        record = parse_record(data, where)
         if (record.stage, record.key) != (stage, key):
             raise ArtifactDamaged(f"{where}: its record is of {record.stage}@{record.key}")
-        _check_sizes(record, self._storage.sizes(folder), where)
+        check_sizes(record, self._storage.sizes(folder), where)
         return record
 
     def records(self, stage: str | None = None) -> list[Record]:
@@ -82,22 +89,24 @@ class ArtifactStore:
         parents = [f"artifacts/{name}" for name in stages]
         folders = [f"{parent}/{name}" for parent in parents for name in self._storage.folders(parent)]
         read = self._storage.read_many([f"{folder}/record.json" for folder in folders])
-        found = [record for folder, data in zip(folders, read, strict=True) if (record := _readable(data, folder))]
+        found = [
+            record for folder, data in zip(folders, read, strict=True) if (record := readable_record(data, folder))
+        ]
         return sorted(found, key=lambda record: (record.ended, record.stage, record.key))
 
     def newest(self, stage: str, but: str) -> Record | None:
         """The readable record of this stage that was written last, of another key than `but`. Reads few."""
         for path in self._storage.newest_first(f"artifacts/{stage}", "record.json"):
-            record = _readable(self._storage.read(path), path.removesuffix("/record.json"))
+            record = readable_record(self._storage.read(path), path.removesuffix("/record.json"))
             if record is not None and record.key != but:
                 return record
         return None
 
     def artifacts(self) -> list[tuple[str, str]]:
         """(stage, first 12 of the key) of every artifact, done or not."""
-        stages = [name for name in self._storage.folders("artifacts") if _STAGE.fullmatch(name)]
+        stages = [name for name in self._storage.folders("artifacts") if STAGE.fullmatch(name)]
         pairs = [(stage, key) for stage in stages for key in self._storage.folders(f"artifacts/{stage}")]
-        return sorted((stage, key) for stage, key in pairs if _KEY.fullmatch(key))
+        return sorted((stage, key) for stage, key in pairs if KEY.fullmatch(key))
 
     def lease_info(self, stage: str, key: str) -> LeaseInfo | None:
         return self._leases(stage, key).info()
@@ -109,9 +118,9 @@ class ArtifactStore:
     def scratch(self, stage: str, key: str) -> Iterator[Path]:
         """On a local store beside the outputs, so that they are moved, not copied. For the lease's holder."""
         if self._storage.is_local:
-            parent = self._storage.local(_folder(stage, key))
+            parent = self._storage.local(artifact_folder(stage, key))
             folder = parent / f"scratch-{uuid.uuid4().hex}"
-            with self._storage.explained("write", _folder(stage, key)):
+            with self._storage.explained("write", artifact_folder(stage, key)):
                 for left in parent.glob("scratch-*"):  # of a process that was killed
                     shutil.rmtree(left, ignore_errors=True)
                 folder.mkdir(parents=True)
@@ -126,8 +135,8 @@ class ArtifactStore:
         """Outputs of a forced run that equal what is there leave it untouched: others may be reading it."""
         where = f"{record.stage}@{key12(record.key)}"
         written = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
-        _check_sizes(record, written, where)
-        target = _folder(record.stage, record.key)
+        check_sizes(record, written, where)
+        target = artifact_folder(record.stage, record.key)
         there = {path: size for path, size in self._storage.sizes(target).items() if not _is_ours(path)}
         same = {o.path for o in record.outputs if there.get(o.path) == o.size and self._holds(target, o)}
         if len(same) < max(len(record.outputs), len(there)):
@@ -145,11 +154,11 @@ class ArtifactStore:
 
     def verify(self, record: Record) -> list[str]:
         """Re-hash every output; one message per bad file, none if all are as recorded."""
-        folder = _folder(record.stage, record.key)
+        folder = artifact_folder(record.stage, record.key)
         sizes = self._storage.sizes(folder)
         bad = []
         for output in record.outputs:
-            fault = _size_fault(output, sizes)
+            fault = size_fault(output, sizes)
             if fault is None and not self._holds(folder, output):
                 fault = f"output {output.path} has other bytes than recorded: sha256 differs"
             if fault is not None:
@@ -158,7 +167,7 @@ class ArtifactStore:
 
     def localize(self, record: Record) -> Path:
         """Downloads are checked by digest, and kept under it: equal artifacts are fetched once."""
-        folder = _folder(record.stage, record.key)
+        folder = artifact_folder(record.stage, record.key)
         if self._storage.is_local:
             return self._storage.local(folder)
         cached = _cache() / "artifacts" / record.digest
@@ -176,7 +185,7 @@ class ArtifactStore:
         return max(self._attempts(stage, key), default=0) + 1
 
     def attempt_dir(self, stage: str, key: str, attempt: int) -> Path:
-        path = f"{_folder(stage, key)}/attempts/{attempt:04d}"
+        path = f"{artifact_folder(stage, key)}/attempts/{attempt:04d}"
         folder = self._storage.local(path) if self._storage.is_local else self._here("attempts") / path
         with self._storage.explained("write", path):
             folder.mkdir(parents=True, exist_ok=True)
@@ -189,14 +198,14 @@ class ArtifactStore:
         if not self._storage.is_local:
             for file in _files(folder):
                 name = file.relative_to(folder).as_posix()
-                self._storage.put(file, f"{_folder(stage, key)}/attempts/{attempt:04d}/{name}")
+                self._storage.put(file, f"{artifact_folder(stage, key)}/attempts/{attempt:04d}/{name}")
             shutil.rmtree(folder)
 
     def progress(self, stage: str, key: str) -> Mapping[str, Any] | None:
         """On a remote store, of an attempt on this machine, or of one that is over: so it is not asked for often."""
         if self._storage.is_local:
             return self._of_newest_attempt(stage, key, "progress.json")
-        folder = self._here("attempts") / _folder(stage, key)
+        folder = self._here("attempts") / artifact_folder(stage, key)
         for file in sorted(folder.glob("attempts/*/progress.json"), reverse=True):
             with contextlib.suppress(OSError):  # just published
                 return _object(file.read_bytes())
@@ -213,15 +222,15 @@ class ArtifactStore:
 
     def training_uri(self, stage: str, key: str) -> str:
         """Where a stage's checkpoints are kept until it is done."""
-        return f"{self.uri}/{_training(stage, key)}"
+        return f"{self.uri}/{training_folder(stage, key)}"
 
     def training_dir(self, stage: str, key: str) -> Path:
         """The same for a training that stays on this machine: a local folder, also of a remote store."""
-        path = _training(stage, key)
+        path = training_folder(stage, key)
         return self._storage.local(path) if self._storage.is_local else self._here("training") / path
 
     def clear_training(self, stage: str, key: str) -> None:
-        self._storage.remove_tree(_training(stage, key))
+        self._storage.remove_tree(training_folder(stage, key))
         if not self._storage.is_local:
             shutil.rmtree(self.training_dir(stage, key), ignore_errors=True)
 
@@ -230,20 +239,20 @@ class ArtifactStore:
         return _cache() / what / hashlib.sha256(self.uri.encode()).hexdigest()[:KEY12]
 
     def _leases(self, stage: str, key: str) -> Leases:
-        return Leases(self._storage, _folder(stage, key), self._clock, self._lease_ttl_s, self._watch)
+        return Leases(self._storage, artifact_folder(stage, key), self._clock, self._lease_ttl_s, self._watch)
 
     def _holds(self, folder: str, output: Output) -> bool:
         return self._storage.sha256(f"{folder}/{output.path}") == output.sha256
 
     def _attempts(self, stage: str, key: str) -> list[int]:
-        names = self._storage.folders(f"{_folder(stage, key)}/attempts")
+        names = self._storage.folders(f"{artifact_folder(stage, key)}/attempts")
         return sorted(int(name) for name in names if name.isdecimal())
 
     def _of_newest_attempt(self, stage: str, key: str, name: str) -> Mapping[str, Any] | None:
         attempts = self._attempts(stage, key)
         if not attempts:
             return None
-        data = self._storage.read(f"{_folder(stage, key)}/attempts/{attempts[-1]:04d}/{name}")
+        data = self._storage.read(f"{artifact_folder(stage, key)}/attempts/{attempts[-1]:04d}/{name}")
         return None if data is None else _object(data)
 
     def _download(self, record: Record, folder: str, to: Path) -> None:
@@ -288,62 +297,12 @@ def _is_ours(path: str) -> bool:
     return top in ("record.json", "attempts") or top.startswith(("scratch-", ".lease")) or is_lease_file(top)
 
 
-def _parse(data: bytes, where: str) -> Record:
-    try:
-        content = json.loads(data)
-    except ValueError as error:
-        raise ArtifactDamaged(f"{where}: record.json is not JSON ({error})") from error
-    record = Record.from_json(content, where)
-    for ref in (record.ref, *record.inputs.values()):
-        texts = isinstance(ref.stage, str) and isinstance(ref.key, str)
-        if not (texts and _STAGE.fullmatch(ref.stage) and _KEY.fullmatch(ref.key)):
-            raise ArtifactDamaged(f"{where}: its record names {ref.stage!r}@{ref.key!r}, which no artifact can be")
-    if artifact_digest(record.outputs) != record.digest:
-        raise ArtifactDamaged(f"{where}: record.json lists outputs that do not have its digest")
-    return record
-
-
-def _size_fault(output: Output, sizes: Mapping[str, int]) -> str | None:
-    if output.path not in sizes:
-        return f"output {output.path} is missing"
-    size = sizes[output.path]
-    return None if size == output.size else f"output {output.path} has {size} bytes, not {output.size}"
-
-
 def _object(data: bytes) -> dict[str, Any] | None:
     """A JSON object; None if it is none: being written, or cut off when its process was killed."""
     with contextlib.suppress(ValueError):
         found = json.loads(data)
         return found if isinstance(found, dict) else None
     return None
-
-
-def _readable(data: bytes | None, folder: str) -> Record | None:
-    """The record in `folder`, if it is one and belongs there."""
-    with contextlib.suppress(ArtifactDamaged):
-        record = None if data is None else _parse(data, folder)
-        if record is not None and folder == _folder(record.stage, record.key):
-            return record
-    return None
-
-
-def _check_sizes(record: Record, sizes: Mapping[str, int], where: str) -> None:
-    for output in record.outputs:
-        fault = _size_fault(output, sizes)
-        if fault is not None:
-            raise ArtifactDamaged(f"{where}: {fault}")
-
-
-def _folder(stage: str, key: str) -> str:
-    if not _STAGE.fullmatch(stage):
-        raise UsageError(f"{stage!r} cannot be a stage's name: letters, digits, '-', '_' and single dots")
-    if not _KEY.fullmatch(key):
-        raise StoreError(f"{stage}: {key!r} is not a key: hex digits, at least {KEY12}")
-    return f"artifacts/{stage}/{key12(key)}"
-
-
-def _training(stage: str, key: str) -> str:
-    return _folder(stage, key).replace("artifacts/", "training/").replace(f"{stage}/", f"{stage}-")
 
 
 def _cache() -> Path:

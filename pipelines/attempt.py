@@ -174,7 +174,8 @@ def _attempt(job: StageJob, tracking: Mapping[str, Any], services: Services, lea
             tracker.fail_stage(handle, str(failure))
         raise
     finally:
-        store.close_attempt(stage.name, job.key, attempt, error)
+        with suppress(StoreError, OSError):  # a record that is written holds, and what failed first is the news
+            store.close_attempt(stage.name, job.key, attempt, error)
 
 
 def _make(

@@ -10,12 +10,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType
 from typing import Any, Protocol
 
+from bam_core.errors import BamError, StoreError
 from bam_core.graph.plan import Decision
 from bam_core.graph.schedule import Schedule
 from bam_core.graph.stage import Pipeline
@@ -95,6 +96,14 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _words(name: str, error: BaseException) -> str:
+    """A stage's own, or of a process or machine that was lost with it: the first line is what happened."""
+    if isinstance(error, BamError):
+        return str(error)
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{name}: {type(error).__name__}: {first}; nothing committed is lost, and the same command continues"
+
+
 class PipelineRun:
     """The driver's side of a run: starts what may start, watches, and knows what to tell the person who waits."""
 
@@ -141,7 +150,7 @@ class PipelineRun:
         self._clock[name] = (self._clock[name][0], time.monotonic())
         self._last[name] = self._progress(name)
         if isinstance(outcome, BaseException):
-            self._errors[name] = str(outcome)
+            self._errors[name] = _words(name, outcome)
             self._schedule.failed(name)
         else:
             self._ends[name] = outcome
@@ -166,7 +175,10 @@ class PipelineRun:
         )
 
     def _progress(self, name: str) -> Mapping[str, Any]:
-        return self._store.progress(name, self._decisions[name].key) or {}
+        """Nothing of a store that is away: a stage that needs it says so, and the others go on."""
+        with suppress(StoreError):
+            return self._store.progress(name, self._decisions[name].key) or {}
+        return {}
 
     def _status(self, decision: Decision) -> str:
         name = decision.stage

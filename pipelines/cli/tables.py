@@ -28,7 +28,10 @@ def plan_text(made: Plan) -> str:
     if papers := {name: model["paper"] for name, model in made.models.items() if "paper" in model}:
         parts.insert(2, _paper_text(papers))
     if made.searches:
-        costs = [[name, *(_figure(column, cost[column]) for column in _SEARCH_COLUMNS)] for name, cost in made.searches.items()]
+        costs = [
+            [name, *(_figure(column, cost[column]) for column in _SEARCH_COLUMNS)]
+            for name, cost in made.searches.items()
+        ]
         headers = ["search, at most", *_SEARCH_COLUMNS.values()]
         parts.insert(2, text.table(headers, costs, right=range(1, len(headers))))
     if made.warnings:

@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -109,6 +110,7 @@ def measure(
     init_weights(model, 0)
     model.cast(torch.bfloat16).train()
     if compiled:
+        warnings.simplefilter("ignore")  # torch hides its compiler's own warnings in a way that errors break
         compile_layers(model, "cpu")
     if recompute:
         recompute_activations(model)

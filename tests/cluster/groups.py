@@ -20,8 +20,9 @@ from bam_core.train.parallel import rows_of_rank
 
 ROWS = 7
 """Per step, of whatever number of ranks: they divide unequally by two."""
-SIZES = (2, 2, 2, 1, 1, 1, 2, 2, 2)
-"""Workers at each step of the elastic run: shrinks by a lost node, grows by a new one."""
+STEPS = 9
+GATES = {0: 2, 3: 1, 6: 2}
+"""Before these steps the elastic run waits for a group of this size: it shrinks by a lost node, grows by a new one."""
 
 
 def nothing(worker: TrainWorker, config: Mapping[str, Any]) -> Trained:
@@ -29,13 +30,13 @@ def nothing(worker: TrainWorker, config: Mapping[str, Any]) -> Trained:
 
 
 def add_up(worker: TrainWorker, config: Mapping[str, Any]) -> Trained:
-    """Adds up all rows of all steps; each step waits for a group of the size that `SIZES` wants."""
+    """Adds up all rows of all steps. A step that was saved a moment before a group's end may be done again."""
     import torch
 
     resumed = worker.resume_dir()
     state = json.loads((resumed / "state.json").read_text()) if resumed else {"total": 0, "sizes": []}
-    while (step := len(state["sizes"])) < len(SIZES):
-        while worker.world_size != SIZES[step]:
+    while (step := len(state["sizes"])) < STEPS:
+        while worker.world_size != GATES.get(step, worker.world_size):
             time.sleep(0.05)  # until this group is ended
         rows = rows_of_rank(np.arange(ROWS) + step, worker.rank, worker.world_size)
         total = torch.tensor([int(rows.sum())])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from infra.store import ArtifactStore
-from tests.cluster.groups import ROWS, SIZES
+from tests.cluster.groups import GATES, ROWS, STEPS
 from tests.cluster.kit import LOOK_EVERY_S, Cluster
 from tests.e2e.fixtures import empty, finished
 from tests.e2e.kit import NO_MLFLOW, Place, merged
@@ -102,14 +102,15 @@ def test_a_stage_that_no_node_can_hold_fails_before_anything_runs(
 
 def test_an_elastic_group_shrinks_and_grows_and_computes_the_same(cluster: Cluster, tmp_path: Path) -> None:
     process = groups(cluster, "elastic", tmp_path)
-    until_saved(process, tmp_path, SIZES.index(1) - 1)
+    _, shrinks, grows = GATES
+    until_saved(process, tmp_path, shrinks - 1)
     cluster.nodes.pop().kill()
-    until_saved(process, tmp_path, SIZES.index(1) + 2)
+    until_saved(process, tmp_path, grows - 1)
     cluster.add_node("third", cpus=1)
     done = answer(process)
     assert done["driver"] == "head"
-    assert done["sizes"] == list(SIZES)
-    assert done["total"] == sum(row + step for step in range(len(SIZES)) for row in range(ROWS))
+    assert {step: done["sizes"][step] for step in GATES} == GATES
+    assert done["total"] == sum(row + step for step in range(STEPS) for row in range(ROWS))
     assert done["workers"] == 2
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -27,6 +29,7 @@ ROUNDING = 1e-9
 FLOAT32_ROUNDING = 1e-5
 N_STEPS = 6
 PHASE = replace(runs.PHASE, tokens=N_STEPS * runs.PHASE.batch_tokens)
+LONGER = replace(PHASE, tokens=2 * PHASE.tokens)
 FSDP, DDP = (Pace(micro_batch_rows=2, checkpoint_steps=100, strategy=strategy) for strategy in ("fsdp", "ddp"))
 BAM = runs.VARIANTS["bam-expert-kv"]
 Run = tuple[list[dict[str, float]], dict[str, torch.Tensor]]
@@ -134,6 +137,45 @@ def test_goes_on_with_another_number_of_ranks(
 
 def same_bits(one: Run, other: Run) -> bool:
     return one[0] == other[0] and all(torch.equal(one[1][name], other[1][name]) for name in other[1])
+
+
+class Steps(runs.Tokens):
+    """Knows which step began last."""
+
+    def __init__(self, slow: int) -> None:
+        self.slow_is_over, self._slow = threading.Event(), slow
+        self.began = -1
+
+    def batch(self, step: int, rows_per_batch: int) -> np.ndarray:
+        self.began = step
+        if step >= self._slow:
+            self.slow_is_over.set()
+        return super().batch(step, rows_per_batch)
+
+
+def slow_disk(rank: int, world: int, folder: Path) -> int:
+    """Dies when the checkpoint of step 6 is published, which rank 1 can only write in step 8. Returns that step."""
+    steps = Steps(slow=8)
+    write = saving.State.write
+
+    def slowly(self: Any, folder: Path) -> None:
+        assert rank == 0 or steps.slow_is_over.wait(60)
+        write(self, folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saving.State, "write", slowly)
+        worker = RankWorker(folder, rank, world, die_at=6)
+        with pytest.raises(KeyboardInterrupt):
+            train(runs.initial(BAM), steps, LONGER, worker, replace(FSDP, checkpoint_steps=6))
+    return steps.began
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, group: Ranks) -> None:
+    undisturbed = group.run(trained, 2, tmp_path / "whole", BAM, LONGER, FSDP)[0]
+    published_in = group.run(slow_disk, 2, tmp_path / "run")
+    assert published_in[0] == published_in[1] >= 8
+    resumed = group.run(trained, 2, tmp_path / "run", BAM, LONGER, FSDP)[0]
+    assert same_bits(resumed, undisturbed), "the checkpoint of step 6 holds something of a later step"
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bam_core.errors import UsageError
 from bam_core.nn.lm import LM
 from bam_core.train.layers import recompute_activations
 from bam_core.train.loop import Pace, train
@@ -68,7 +69,8 @@ def fresh_compiler() -> Iterator[None]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("again", [False, True], ids=["", "and computed again"])
+@pytest.mark.filterwarnings("ignore")  # torch hides its compiler's own warnings in a way that errors break
+@pytest.mark.parametrize("again", [False, True], ids=["compiled", "and computed again"])
 @pytest.mark.parametrize("name", ["dense", "btx-top-2-renorm", "bam-expert-kv", "bam-expert-kv bf16"])
 def test_compiled_layers_differ_by_rounding(tmp_path: Path, fresh_compiler: None, name: str, again: bool) -> None:
     eager = trained(tmp_path, name, PACE)
@@ -76,3 +78,9 @@ def test_compiled_layers_differ_by_rounding(tmp_path: Path, fresh_compiler: None
     rounding = 0.02 if name.endswith("bf16") else 1e-9
     for one, other in zip(compiled[0], eager[0], strict=True):
         assert one == pytest.approx(other, rel=rounding)
+
+
+def test_compiling_without_a_compiler_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UsageError, match=r"runtime.compile: torch.compile needs a compiler \(no-such-compiler\)"):
+        trained(tmp_path, "dense", replace(PACE, compile=True))

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -70,6 +76,18 @@ def test_a_trial_is_the_training_that_it_stands_for(searching: Place) -> None:
     expert = load_model(searching.artifact("expert.law"), dtype=torch.bfloat16)
     rows = ShardedRows(searching.artifact("data.law") / "valid")
     assert score(expert, rows, SEARCH["eval_tokens"])[0].nll == found(searching)["loss"]
+
+
+def test_a_look_at_a_rung_changes_nothing_of_the_training_after_it(searching: Place) -> None:
+    """Even where a model computes otherwise in training: there, experts have no room for all that comes."""
+    tight = {"variants": {"btx": {"ffn": {"capacity_factor": 0.5}}}}
+    lr = {"phases.mixture.lr": {"uniform": [1e-3, 3e-3]}}
+    searching.set_recipe(merged(searching.recipe_dict(), tight))
+    with_search(searching, stage="train.btx", search=lr, trials=1, rungs=2, domains=["law"])
+    assert searching.run("--until", "train.btx").status == 0
+    trained = load_model(searching.artifact("train.btx"), dtype=torch.bfloat16)
+    rows = ShardedRows(searching.artifact("data.law") / "valid")
+    assert score(trained, rows, SEARCH["eval_tokens"])[0].nll == found(searching)["loss"]
 
 
 def test_the_best_trial_is_the_best_and_those_that_fell_behind_were_stopped(searching: Place) -> None:
@@ -187,3 +205,54 @@ def test_without_a_search_the_report_has_no_such_section(finished: Place) -> Non
     report = finished.artifact("report")
     assert "searches" not in (report / "report.html").read_text()
     assert not (report / "tables" / "searches.csv").exists()
+
+
+@pytest.fixture
+def driver(searching: Place) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    """Starts the search on an embedded Ray of its own; all that is left of it is ended with the test."""
+    started: list[subprocess.Popen[bytes]] = []
+    words = searching.words("run", str(searching.recipe), "--only", "tune.*", executor="ray")
+
+    def start() -> subprocess.Popen[bytes]:
+        with (searching.recipe.parent / f"driver-{len(started)}.txt").open("wb") as output:
+            script = Path(sys.executable).with_name("bam")
+            process = subprocess.Popen([script, *words], stdout=output, stderr=output, start_new_session=True)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def ended_trials(place: Place) -> dict[str, str]:
+    notes = {path.stem: json.loads(path.read_text()) for path in place.store.glob("training/*/*/notes/trial-*.json")}
+    return {name: note["status"] for name, note in notes.items() if note["status"] is not None}
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_the_driver_killed_in_the_middle_of_a_search_on_ray(
+    searching: Place, driver: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    with_search(searching, trials=4)
+    process = driver()
+    while not (before := ended_trials(searching)):
+        with pytest.raises(subprocess.TimeoutExpired):  # it must still run
+            process.wait(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before |= ended_trials(searching)
+    assert not searching.is_done("tune.lr")
+
+    assert driver().wait() == 0, (searching.recipe.parent / "driver-1.txt").read_text()
+    assert searching.record("tune.lr")["attempt"] == 2
+    after = {trial["name"]: trial["status"] for trial in trials(searching)}
+    assert {name: after[name] for name in before} == before
+    logs = searching.artifact("tune.lr") / "attempts" / "0002"
+    ran = {path.name for path in logs.glob("trial-*")}
+    assert ran == after.keys() - before.keys(), "a trial that had ended ran again, or one that had not did not"
+    losses = {t["name"]: t["rungs"][-1]["loss"] for t in trials(searching) if t["status"] == "finished"}
+    assert found(searching)["loss"] == min(losses.values())

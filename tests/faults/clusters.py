@@ -1,11 +1,10 @@
-"""What dies on a Ray cluster of this machine: a head that runs no training, and a node that does. Real processes, -9."""
+"""What dies on a Ray cluster of this machine, which has a head that runs no training and a node that does."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +14,10 @@ import psutil
 from tests.cluster.kit import Cluster, Node
 from tests.faults import inject
 from tests.faults.drivers import MIDDLE, in_the_middle
-from tests.faults.lab import LOOK_EVERY_S, ROOT, SITE, Lab
+from tests.faults.lab import CHECKPOINT_STEPS, LOOK_EVERY_S, ROOT, SITE, Lab, Running
 
 CPUS = 2
+SNAPSHOTS = "training/*/*/checkpoint_manager_snapshot.json"
 
 
 @dataclass
@@ -78,9 +78,24 @@ class Machines:
         self.cluster.add_node(f"worker-{self.n_nodes}", CPUS)
 
 
+def _in_the_middle(lab: Lab) -> tuple[Running, int]:
+    """As `in_the_middle`, when the last checkpoint before has arrived: uploads run beside the steps."""
+    process, worker = in_the_middle(lab, forked=False)
+    newest = f"step-{MIDDLE - 1 - (MIDDLE - 1) % CHECKPOINT_STEPS:08d}"
+    lab.until(process, lambda: any(newest in path.read_text() for path in lab.place.store.glob(SNAPSHOTS)))
+    return process, worker
+
+
+def _go_without(lab: Lab, worker: int) -> None:
+    """End what holds others, once Ray has ended the worker of a stage whose coordinator it has lost."""
+    while psutil.pid_exists(worker):
+        time.sleep(LOOK_EVERY_S)
+    lab.go()
+
+
 def train_worker(lab: Lab, machines: Machines) -> None:
     machines.join(lab)
-    process, worker = in_the_middle(lab, forked=False)
+    process, worker = _in_the_middle(lab)
     lab.strikes()
     os.kill(worker, signal.SIGKILL)
     lab.go()
@@ -97,53 +112,44 @@ def worker_out_of_memory(lab: Lab, machines: Machines) -> None:
 
 
 def controller(lab: Lab, machines: Machines) -> None:
-    """Ray Train's own coordinator of a worker group."""
-    _kill_one_of(lab, machines, lambda words: "TrainController" in words)
-
-
-def stage_task(lab: Lab, machines: Machines) -> None:
-    """The process that coordinates a stage and holds its lease."""
-    _kill_one_of(lab, machines, lambda words: words.startswith("ray::expert.code"))
-
-
-def _kill_one_of(lab: Lab, machines: Machines, is_meant: Callable[[str], bool]) -> None:
+    """The stage's task: it controls the worker group and holds the stage's lease."""
     cluster = machines.join(lab)
-    process, _ = in_the_middle(lab, forked=False)
-    doomed = [p for node in cluster.nodes for p in node.processes() if is_meant(_title(p))]
-    assert doomed, [_title(p) for node in cluster.nodes for p in node.processes()]
+    process, worker = _in_the_middle(lab)
+    doomed = [each for node in cluster.nodes for each in node.processes() if _is_controller(each)]
+    assert doomed, [_title(each) for node in cluster.nodes for each in node.processes()]
     lab.strikes()
     for each in doomed:
         each.kill()
-    lab.go()
+    _go_without(lab, worker)
     lab.must_end_well(process)
 
 
 def raylet(lab: Lab, machines: Machines) -> None:
     """The node that trains is lost; another comes."""
     machines.join(lab)
-    process, _ = in_the_middle(lab, forked=False)
+    process, worker = _in_the_middle(lab)
     [doomed] = [p for p in machines.worker.processes() if p.name() == "raylet"]
     lab.strikes()
     doomed.kill()
-    lab.go()
+    _go_without(lab, worker)
     machines.replace_worker()
     lab.must_end_well(process)
 
 
 def driver(lab: Lab, machines: Machines) -> None:
     machines.join(lab)
-    process, _ = in_the_middle(lab, forked=False)
+    process, worker = _in_the_middle(lab)
     lab.strikes()
     process.send(signal.SIGKILL)
     lab.must_end(process, -signal.SIGKILL)
-    lab.go()
+    _go_without(lab, worker)
     lab.again(forked=False)
 
 
 def interrupt_twice(lab: Lab, machines: Machines) -> None:
     """The second while the first one's closing is under way."""
     machines.join(lab)
-    process, _ = in_the_middle(lab, forked=False)
+    process, worker = _in_the_middle(lab)
     lab.strikes()
     process.send(signal.SIGINT)
     while "interrupted" not in process.out and process.is_alive:
@@ -151,37 +157,41 @@ def interrupt_twice(lab: Lab, machines: Machines) -> None:
     process.send(signal.SIGINT)
     lab.must_end(process, 130)
     assert f"bam run {lab.place.recipe}" in process.err, process.err
-    lab.go()
+    _go_without(lab, worker)
     lab.again(forked=False)
 
 
 def terminated(lab: Lab, machines: Machines) -> None:
     """Ray has a handler of its own for this signal."""
     machines.join(lab)
-    process, _ = in_the_middle(lab, forked=False)
+    process, worker = _in_the_middle(lab)
     lab.strikes()
     process.send(signal.SIGTERM)
     lab.must_end(process, 130)
     assert f"bam run {lab.place.recipe}" in process.err, process.err
-    lab.go()
+    _go_without(lab, worker)
     lab.again(forked=False)
 
 
 def head(lab: Lab, machines: Machines) -> None:
     """With it goes what Ray knows; a new head at the same address, and the same command."""
     machines.join(lab)
-    process, _ = in_the_middle(lab, forked=False)
+    process, worker = _in_the_middle(lab)
     lab.strikes()
     machines.head.kill()
-    lab.go()
     lab.must_end(process, 1)
     assert f"bam run {lab.place.recipe}" in process.err, process.err
     machines.restart()
+    _go_without(lab, worker)
     machines.join(lab)
     lab.again(forked=False)
 
 
+def _is_controller(process: psutil.Process) -> bool:
+    return _title(process).startswith(("ray::expert.code", "ray::TrainController"))
+
+
 def _title(process: psutil.Process) -> str:
     with suppress(psutil.Error):
-        return " ".join(process.cmdline())
+        return " ".join(process.cmdline()).strip()
     return ""

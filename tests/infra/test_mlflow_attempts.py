@@ -94,6 +94,20 @@ def test_a_run_that_was_killed_is_taken_up_and_its_pipeline_closed(attempts: Att
     assert attempts.status(parent) == "KILLED"
 
 
+def test_a_run_that_was_killed_is_filled_in_from_its_record(attempts: Attempts) -> None:
+    """Parameters are write-once, and a record has 1 where the live configuration had 1.0."""
+    live = stage_of("seed", {"phase": {"lr": 1e-3, "z_loss_coef": 0.0, "shares": [1.0, 0.5]}})
+    recorded = stage_of("seed", {"phase": {"lr": 1e-3, "z_loss_coef": 0, "shares": [1, 0.5]}})
+    parent = attempts.first.start_pipeline("tiny", "one", RECIPE)
+    attempts.first.start_stage(parent, live, key_of("seed"), {})
+    attempts.again().open_stage(parent, recorded, key_of("seed"), {}, started=0.0)
+    (run,) = attempts.runs_of_seed()
+    assert (run.data.params["phase.z_loss_coef"], run.data.params["phase.shares"]) == ("0", "[1, 0.5]")
+    attempts.client.log_param(run.info.run_id, "model.old", "1.0")  # as an earlier version of ours told it
+    renamed = stage_of("seed", {"model": {"old": 1}})
+    assert attempts.again().open_stage(parent, renamed, key_of("seed"), {}, started=0.0)["run_id"] == run.info.run_id
+
+
 def test_a_failed_attempt_leaves_the_pipeline_that_still_runs_alone(attempts: Attempts) -> None:
     parent, handle = attempts.start(attempts.first, "one")
     attempts.first.fail_stage(handle, "out of memory")

@@ -89,8 +89,9 @@ class TestRayTrainer(TrainerSuite):
     ) -> None:
         config = {"marker": str(tmp_path / "died")}
         result = new_trainer(inputs).fit(count_and_die_once, config, self.GROUP, out)
-        # Ray registers a checkpoint a moment after the worker has reported it, so the one before may be its newest.
-        assert result["starts"] in ([0, 2], [0, 3])
+        # Ray registers a checkpoint when its controller has heard of it, and hears of the next one only then: a worker
+        # that dies in the same instant may take two with it. Here each step makes one; in earnest minutes lie between.
+        assert result["starts"] in ([0, 1], [0, 2], [0, 3])
         assert (out / "model" / "total.txt").read_text() == "from seed: 15"
 
     def test_two_workers_form_one_group(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobDetails, JobStatus, JobType
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
 from bam_core.errors import UsageError
 from infra import ray_jobs
@@ -183,8 +184,10 @@ def test_the_last_slash_is_no_part_of_an_address() -> None:
 
 
 def test_the_environment_does_not_decide_which_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray's client prefers RAY_ADDRESS to the address that it is given."""
+    """Ray's client prefers both variables to the address that it is given."""
     monkeypatch.setenv("RAY_ADDRESS", "http://elsewhere:1")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    with pytest.raises(UsageError, match=r"http://127\.0\.0\.1:9: no Ray cluster answers"):
-        RayJobs("http://127.0.0.1:9")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://elsewhere:2")
+    monkeypatch.setattr(JobSubmissionClient, "_check_connection_and_version", lambda *a, **o: None)
+    client = ray_jobs._client("http://here:3", verbose=False)
+    assert client.get_address() == "http://here:3"
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://elsewhere:2"

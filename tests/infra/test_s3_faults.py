@@ -13,7 +13,7 @@ import pytest
 from s3_kit import S3Server
 from store_kit import FILES, KEY, PLACE, commit
 
-from bam_core.errors import InvalidInput, LeaseHeld, StoreError
+from bam_core.errors import ArtifactDamaged, InvalidInput, LeaseHeld, StoreError
 from infra import patience, text_files
 from infra.patience import Patience, is_passing
 from infra.sources import TextSources
@@ -233,8 +233,13 @@ def test_another_process_is_seen_at_once(uri: str) -> None:
     record = commit(theirs)
     assert ours.record("expert.law", KEY) == record
     assert ours.records() == [record]
+    other = commit(theirs, stage="seed", ended=1.0)
+    assert ours.records() == [other, record], "listed before"
+    theirs._storage.remove(f"{PLACE}/config.json")
+    with pytest.raises(ArtifactDamaged, match=r"output config\.json is missing"):
+        ours.record("expert.law", KEY)
     theirs._storage.remove(f"{PLACE}/record.json")
-    assert ours.records() == []
+    assert ours.records() == [other]
     lease = theirs.acquire(*SEED, "them")
     with pytest.raises(LeaseHeld, match="held by them"):
         ours.acquire(*SEED, "us")

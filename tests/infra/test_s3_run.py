@@ -6,13 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from s3_kit import S3Server
+from s3_training import DIES_AT, WEIGHTS
 
+from infra.storage import Storage
 from infra.store import ArtifactStore
 from tests.e2e.fixtures import empty, finished
 from tests.e2e.kit import Place, merged
@@ -40,8 +43,6 @@ class Elsewhere(Place):
 
 def move_texts(place: Place, uri: str) -> None:
     """Put the recipe's texts on S3 beside the store."""
-    from infra.storage import Storage
-
     recipe, storage = place.recipe_dict(), Storage(uri)
     for domain, settings in recipe["domains"].items():
         file = Path(settings["source"]["path"])
@@ -107,3 +108,31 @@ def test_ray_trains_through_faults_of_its_uploads(
     kinds = [request["fault"] for request in s3.requests() if request["fault"]]
     assert set(kinds) >= {"500", "lost", "503", "cut"}, kinds
     assert [name for name in store._storage.sizes("") if name.startswith("training/")] == []
+
+
+@pytest.mark.long
+def test_a_worker_that_dies_is_replaced_by_one_that_resumes_from_s3(s3: S3Server, uri: str, tmp_path: Path) -> None:
+    """Uploads go on beside the training, one at a time: at most the last one is not there yet when a worker dies."""
+    sprinkle(s3, "/training/")
+    here, temporary = Path(__file__).parent, tmp_path / "temporary"
+    temporary.mkdir()
+    done = subprocess.run(
+        [sys.executable, str(here / "s3_training.py"), f"{uri}/training/run", str(tmp_path)],
+        env=os.environ
+        | RAY_ENV
+        | {
+            "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])]),
+            "TMPDIR": str(temporary),
+            "RAY_TMPDIR": tempfile.gettempdir(),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["resumed_from"] in (DIES_AT - 2, DIES_AT - 1)
+    assert result["bytes"] == len(WEIGHTS)
+    assert len([request for request in s3.requests() if request["fault"]]) > 10
+    kept = {path.split("/")[0] for path in Storage(f"{uri}/training/run").sizes("") if path.endswith("weights")}
+    assert len(kept) <= 2
+    assert len(list(temporary.glob("bam-checkpoint-*"))) <= 1, "of the worker that died"

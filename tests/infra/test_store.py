@@ -191,3 +191,38 @@ def test_ray_gets_a_folder_in_its_own_form(store: ArtifactStore) -> None:
     with filesystem.open_output_stream(f"{parent}/{name}/checkpoint") as file:
         file.write(b"x")
     assert files(store) - {f"training/{name}"} == {f"training/{name}/checkpoint"}
+
+
+def test_the_newest_of_other_keys_is_found_by_reading_few(
+    uri: str, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store.newest("seed", but=KEY) is None
+    commit(store, stage="seed", key=KEY)
+    assert store.newest("seed", but=KEY) is None
+    other = commit(store, stage="seed", key=OTHER_KEY)
+    write(store, "artifacts/seed/ffffffffffff/record.json", b"{")
+    write(store, "artifacts/seed/eeeeeeeeeeee/record.json", json.dumps(other.to_json()).encode())
+    assert store.newest("seed", but=KEY) == other
+    if not uri.startswith("s3:"):  # whose times are whole seconds
+        last = commit(store, stage="seed", key="12" * 32)
+        reads: list[str] = []
+        read = store._storage.read
+        monkeypatch.setattr(store._storage, "read", lambda path: (reads.append(path), read(path))[1])
+        assert store.newest("seed", but=KEY) == last
+        assert len(reads) == 1
+
+
+def test_live_figures_of_an_attempt_on_this_machine(store: ArtifactStore) -> None:
+    """They are not in a remote store before the attempt is over."""
+    assert store.progress("seed", KEY) is None
+    folder = store.attempt_dir("seed", KEY, 1)
+    (folder / "progress.json").write_text('{"step": 3}')
+    assert store.progress("seed", KEY) == {"step": 3}
+
+
+def test_a_training_on_this_machine_has_a_local_folder(store: ArtifactStore) -> None:
+    folder = store.training_dir("seed", KEY)
+    assert folder.is_absolute()
+    (folder / "run" / "step-1").mkdir(parents=True)
+    store.clear_training("seed", KEY)
+    assert not folder.exists()

@@ -84,6 +84,14 @@ def test_who_uses_a_key(stage: str, key: str, fields: dict[str, str]) -> None:
             assert f"data.{domain}" in pipeline[name].inputs, "it may be given a share"
 
 
+def test_what_the_recipe_says_of_searched_keys_is_in_no_config() -> None:
+    own = {"phases.expert.data.own": {"uniform": [0.5, 1]}}
+    pipeline = built(both={"stage": "expert.code", "search": LR | own, "rungs": 2})
+    for name in ("tune.both", "expert.code"):
+        assert "lr" not in pipeline[name].config["phase"]
+        assert pipeline[name].config["phase"]["shares"] == {"general": 0.1}
+
+
 def test_a_domains_own_value_comes_before_a_search_of_all() -> None:
     pipeline = built({"domains.math.expert": {"lr": 0.5}}, lr={"stage": "expert.code", "search": LR, "rungs": 2})
     assert set(users(pipeline, "lr")) == {"expert.code"}

@@ -36,7 +36,7 @@ def listeners(processes: list[psutil.Process]) -> set[Listener]:
     found = set()
     for process in processes:
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            name = " ".join(process.cmdline())[:120]
+            name = " ".join(process.cmdline())[:120].strip()
             for one in process.net_connections("inet"):
                 if one.status == psutil.CONN_LISTEN:
                     found.add(Listener(one.laddr.ip, one.laddr.port, name))

@@ -1,0 +1,174 @@
+"""`python -m tests.benchmarks.cluster overhead|goodput`: what Ray costs a whole run, and what killed workers cost it.
+
+overhead: the recipe in one process, each stage alone (that is its compute), then on an embedded Ray; wall time of the
+second over the sum of the first. goodput: the seed trained undisturbed and then with a worker killed every so often;
+seconds of the first over those of the second, and whether the bytes are the same.
+
+Each is run once, by the command line that people use, from an empty store. The result is a file with its machine,
+date, versions and command, `.bench/cluster-*.json`. Nothing here is a test: no figure is asserted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+NO_MLFLOW = ("--tracking-uri", "http://127.0.0.1:9")
+LOOK_EVERY_S = 2.0
+
+
+class Run:
+    """`bam run` in a process of its own. peak_bytes: the most that its processes held at once, shared pages apart."""
+
+    def __init__(self, store: Path, executor: str, words: list[str]) -> None:
+        script = Path(sys.executable).with_name("bam")
+        command = [str(script), "run", *words, "--store", str(store), "--executor", executor, *NO_MLFLOW, "--json"]
+        self.started = time.monotonic()
+        self._err = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._err, text=True, env=_env())
+        self.peak_bytes, self.most_workers = 0, 0
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def result(self) -> dict[str, Any]:
+        out, _ = self.process.communicate()
+        self.wall_s = time.monotonic() - self.started
+        if self.process.returncode:
+            self._err.seek(0)
+            sys.exit(self._err.read())
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+    def workers(self) -> list[psutil.Process]:
+        """Processes of worker groups."""
+        return [one for one in self._processes() if _named(one, "RayTrainWorker")]
+
+    def _processes(self) -> list[psutil.Process]:
+        with suppress(psutil.NoSuchProcess):
+            own = psutil.Process(self.process.pid)
+            return [own, *own.children(recursive=True)]
+        return []
+
+    def _watch(self) -> None:
+        while self.process.poll() is None:
+            processes = self._processes()
+            self.peak_bytes = max(self.peak_bytes, sum(_own_bytes(one) for one in processes))
+            self.most_workers = max(self.most_workers, sum(_named(one, "RayTrainWorker") for one in processes))
+            time.sleep(LOOK_EVERY_S)
+
+
+def _named(process: psutil.Process, words: str) -> bool:
+    with suppress(psutil.Error):
+        return words in " ".join(process.cmdline())
+    return False
+
+
+def _own_bytes(process: psutil.Process) -> int:
+    with suppress(psutil.Error):
+        memory = process.memory_info()
+        return int(memory.rss - memory.shared)
+    return 0
+
+
+def _env() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+
+def overhead(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    words = [options.recipe, *options.words]
+    alone = Run(folder / "local", "local", words)
+    compute = {stage["stage"]: stage["seconds"] for stage in alone.result()["stages"]}
+    ray = Run(folder / "ray", "ray", words)
+    there = {stage["stage"]: stage["seconds"] for stage in ray.result()["stages"]}
+    total = sum(compute.values())
+    print(f"{'stage':<24}{'alone s':>10}{'on Ray s':>10}")
+    for stage, seconds in compute.items():
+        print(f"{stage:<24}{seconds:>10.1f}{there[stage]:>10.1f}")
+    print(f"{'sum, wall':<24}{total:>10.1f}{ray.wall_s:>10.1f}   overhead {ray.wall_s / total:.2f}")
+    print(f"most worker processes at once: {ray.most_workers}; peak memory {ray.peak_bytes / 2**20:,.0f} MiB")
+    return {
+        "compute_s": compute,
+        "ray_s": there,
+        "local_wall_s": alone.wall_s,
+        "ray_wall_s": ray.wall_s,
+        "overhead": ray.wall_s / total,
+        "most_workers": ray.most_workers,
+        "peak_bytes": ray.peak_bytes,
+    }
+
+
+def goodput(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    words = [options.recipe, "--set", f"phases.seed.tokens={options.tokens}", *options.words, "--until"]
+    Run(folder / "start", "local", [*words, "data.general"]).result()
+    seconds, made = {}, {}
+    kills: list[float] = []
+    for name in ("undisturbed", "disturbed"):
+        shutil.copytree(folder / "start", folder / name)
+        run = Run(folder / name, "ray", [*words, "seed"])
+        if name == "disturbed":
+            threading.Thread(target=_kill_every, args=(run, options.every, kills), daemon=True).start()
+        [seed] = [stage for stage in run.result()["stages"] if stage["stage"] == "seed"]
+        seconds[name] = seed["seconds"]
+        made[name] = json.loads((Path(seed["artifact"]) / "record.json").read_text())["digest"]
+    share = seconds["undisturbed"] / seconds["disturbed"]
+    each = (seconds["disturbed"] - seconds["undisturbed"]) / max(1, len(kills))
+    same = made["undisturbed"] == made["disturbed"]
+    print(f"undisturbed {seconds['undisturbed']:.1f} s, {len(kills)} workers killed {seconds['disturbed']:.1f} s")
+    print(f"goodput {share:.3f}; each loss costs {each:.1f} s; bytes {'identical' if same else 'DIFFER'}")
+    return {"seconds": seconds, "kills_at_s": kills, "goodput": share, "s_per_kill": each, "identical": same}
+
+
+def _kill_every(run: Run, every_s: float, kills: list[float]) -> None:
+    while not run.workers():
+        time.sleep(LOOK_EVERY_S)
+    while run.process.poll() is None:
+        time.sleep(every_s)
+        for worker in run.workers()[:1]:
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
+                kills.append(round(time.monotonic() - run.started, 1))
+
+
+MEASURES = {"overhead": overhead, "goodput": goodput}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=MEASURES)
+    parser.add_argument("recipe", nargs="?", default="quickstart")
+    parser.add_argument("--tokens", default="8M", help="goodput: of the seed; 8M take about ten minutes on two cores")
+    parser.add_argument("--every", type=float, default=60.0, help="goodput: seconds from one kill to the next")
+    parser.add_argument("--out", type=Path, default=Path(".bench"))
+    options, options.words = parser.parse_known_args()
+    with tempfile.TemporaryDirectory(prefix="bam-bench-") as folder:
+        figures = MEASURES[options.what](options, Path(folder))
+    result = {
+        "device": platform.processor() or platform.machine(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in ("ray", "torch")},
+        "command": sys.argv,
+        **figures,
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    target = options.out / f"cluster-{options.what}.json"
+    target.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to {target}")
+
+
+if __name__ == "__main__":
+    main()
