@@ -7,6 +7,7 @@
     ├── LeaseHeld                 exit 3   another run works on this artifact now
     ├── ArtifactDamaged           exit 1   a file is missing, truncated or has another digest than its record
     ├── TrainingDiverged          exit 1   the loss is not finite or has spiked
+    ├── ExecutorLost              exit 1   what runs the stages is gone: a cluster's head
     └── StageFailed               exit 1   a stage raised; names the command that continues
 
 Each message says what was wrong, where, and what would be right.
@@ -46,6 +47,10 @@ class ArtifactDamaged(BamError):
 
 
 class TrainingDiverged(BamError):
+    pass
+
+
+class ExecutorLost(BamError):
     pass
 
 

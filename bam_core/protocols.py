@@ -282,6 +282,7 @@ class Tracker(Protocol):
 class Executor(Protocol):
     """Runs tasks somewhere. It decides nothing: what may start, and when, is `graph.schedule`.
 
+    `submit` and `wait` raise ExecutorLost if that is gone for good, and with it all that ran there.
     capacity: how many stages are worth running at once where nobody said.
     """
 

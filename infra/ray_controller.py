@@ -1,9 +1,9 @@
 """Ray Train's controller, run in the process that asked for the worker group.
 
-Ray gives each run an actor for its controller and a second one that frees the group's room if the first is killed: two
-processes that import all of Ray Train before a worker starts. Here the same controller runs where `fit` is called, and
-room is freed by name: the group's placement group has the run's name, and whoever runs it next, as when Ray repeats a
-stage whose process was killed, first frees what the last one left. Ray itself frees the rest when the job ends.
+Ray gives each run an actor for its controller, one that frees the group's room if the first is killed, and one for data
+sets: processes that import all of Ray Train before a worker starts. Here the same controller runs where `fit` is called, and
+room is freed by name: the placement group is called after the run's folder, and whoever runs it next, as when Ray
+repeats a stage whose process was killed, first frees what the last one left. Ray frees the rest when the job ends.
 
 Rests on private parts of Ray Train 2.60, to which the project is pinned; `tests/infra/test_ray.py` holds it to them.
 """
@@ -18,6 +18,7 @@ from typing import Any
 import ray
 import ray.util
 from ray.train import Result
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import InitializingState, ReschedulingState, RestartingState
@@ -29,6 +30,8 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from infra.ray_elastic import nodes_of, scaling_policy
 
+NOT_NEEDED = (PlacementGroupCleanerCallback, DatasetsCallback)
+"""Each starts an actor, thus a process; the second one for Ray's data sets, of which there are none."""
 QUEUED_AT_MOST_S = 30 * 24 * 3600.0
 """A group of a fixed size keeps its place in the queue; Ray's 60 s would put it at the end again and again."""
 RECOUNT_AFTER_S = 10.0
@@ -47,9 +50,7 @@ class InProcessTrainer(DataParallelTrainer):
     """A `DataParallelTrainer` whose `fit` starts the workers and nothing else."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [
-            one for one in super()._create_default_callbacks() if not isinstance(one, PlacementGroupCleanerCallback)
-        ]
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, NOT_NEEDED)]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Result:
         failures = _FailuresWithoutProgress(self.run_config.failure_config)
@@ -83,7 +84,7 @@ class _Group(WorkerGroup):
         self._worker_group_start_timeout_s = RECOUNT_AFTER_S if is_elastic else QUEUED_AT_MOST_S
 
     def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> DefaultPlacementGroupHandle:
-        name = f"bam-{self._train_run_context.run_config.name}"
+        name = f"bam {self._storage_context.experiment_fs_path}"
         free_room(self._train_run_context.run_config.name)
         group = ray.util.placement_group(
             bundles=[worker_group_context.resources_per_worker] * worker_group_context.num_workers,

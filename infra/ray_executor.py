@@ -6,6 +6,7 @@ restarts work; it holds nothing that a rerun needs.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -13,8 +14,10 @@ from typing import Any
 
 import ray
 
+from bam_core.errors import ExecutorLost
 from bam_core.graph.stage import Stage
 from infra import ray_env
+from infra.ray_head import HeadWatch
 from infra.ray_join import join, require_shared
 from infra.ray_room import cluster_nodes, nodes_that_may_come, require_room
 
@@ -65,9 +68,11 @@ class RayExecutor:
     """Runs each stage as one Ray task; a lost node's task is run again elsewhere and resumes from its checkpoint."""
 
     def __init__(self, address: str | None = None, n_cpus: int | None = None, verbose: bool = False) -> None:
+        self._is_lost = False
         self._owns_ray = not ray.is_initialized()
         start_ray(address, n_cpus or available_cpus(), verbose)
         self._stages: dict[ray.ObjectRef, str] = {}
+        self._head = HeadWatch(ray.get_runtime_context().gcs_address)
         self.capacity = min(MOST_STAGES_AT_ONCE, max(1, int(ray.cluster_resources().get("CPU", 1))))
 
     def require_room(self, stages: Iterable[Stage]) -> None:
@@ -81,6 +86,7 @@ class RayExecutor:
         require_shared(store_uri, ray.nodes())
 
     def submit(self, stage: Stage, task: Callable[..., Any], *args: Any) -> None:
+        self._require_head()
         n_cpus = 0 if stage.resources.trains else stage.resources.cpus
         # A stage that computes has a process to itself, whose memory goes back when it ends. One that trains only
         # coordinates, and the next one is spared the seconds that the imports take.
@@ -91,16 +97,28 @@ class RayExecutor:
     def wait(self, timeout_s: float) -> Sequence[tuple[str, Any]]:
         if not self._stages:
             return []
+        self._require_head()
         ended, _ = ray.wait(list(self._stages), num_returns=1, timeout=timeout_s)
         return [(self._stages.pop(ref), _result(ref)) for ref in ended]
 
     def close(self) -> None:
         """Stop what still runs. An embedded Ray ends with it; a cluster stays."""
+        if self._is_lost:
+            return
         for ref in self._stages:
             ray.cancel(ref, force=True)
         self._stages.clear()
         if self._owns_ray:
             ray.shutdown()
+
+    def _require_head(self) -> None:
+        try:
+            self._head.require()
+        except ExecutorLost as error:
+            self._is_lost = True
+            # At its exit Ray would wait for the head; the last registered is the first to run.
+            atexit.register(os._exit, error.exit_code)
+            raise
 
 
 def _result(ref: ray.ObjectRef) -> Any:

@@ -16,7 +16,7 @@ from functools import partial
 from types import FrameType
 from typing import Any, Protocol
 
-from bam_core.errors import BamError, StoreError
+from bam_core.errors import BamError, ExecutorLost, StoreError
 from bam_core.graph.plan import Decision
 from bam_core.graph.schedule import Schedule
 from bam_core.graph.stage import Pipeline
@@ -98,6 +98,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _words(name: str, error: BaseException) -> str:
     """A stage's own, or of a process or machine that was lost with it: the first line is what happened."""
+    if isinstance(error, ExecutorLost):
+        return f"{name}: {error}"
     if isinstance(error, BamError):
         return str(error)
     first = next(iter(str(error).strip().splitlines()), "")
@@ -142,6 +144,9 @@ class PipelineRun:
                 for name, outcome in executor.wait(POLL_S):
                     self._ended(name, outcome)
                 self._display.update(self.states())
+        except ExecutorLost as error:
+            for name in [name for name, (_, ended) in self._clock.items() if ended is None]:
+                self._ended(name, error)
         finally:
             self._display.update(self.states())
         return "failed" if self._errors else "done"

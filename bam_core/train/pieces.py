@@ -57,7 +57,10 @@ def write_pieces(path: Path, pieces: Mapping[str, Piece]) -> None:
 
 
 class PieceFiles:
-    """The tensors whose pieces lie in some files; what is read is read where it is asked for."""
+    """The tensors whose pieces lie in some files; what is read is read where it is asked for.
+
+    Raises ValueError if two files hold the same piece.
+    """
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._held: dict[str, list[tuple[Box, Box, Any]]] = {}
@@ -68,7 +71,10 @@ class PieceFiles:
             for name in file.keys():  # noqa: SIM118  (it is no mapping)
                 piece = file.get_slice(name)
                 begin, shape = tuple(offsets[name]["saved_offsets"]), tuple(piece.get_shape())
-                self._held.setdefault(name, []).append((begin, shape, piece))
+                held = self._held.setdefault(name, [])
+                if any(begin == other for other, *_ in held):
+                    raise ValueError(f"{path.name} has a piece of {name} that another file has too")
+                held.append((begin, shape, piece))
 
     def names(self) -> set[str]:
         return set(self._held)

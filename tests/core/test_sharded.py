@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
 from bam_core.config import ModelConfig, TrainConfig
@@ -192,15 +193,19 @@ def test_torch_reads_the_checkpoint(tmp_path: Path, group: Ranks) -> None:
         torch.testing.assert_close(state[name], tensor, rtol=ROUNDING, atol=ROUNDING, msg=name)
 
 
-@pytest.mark.parametrize("damage", ["missing file", "truncated file", "other tensors"])
+@pytest.mark.parametrize("damage", ["missing file", "truncated file", "other tensors", "a file twice", "a hole"])
 def test_damaged_checkpoint_is_named(tmp_path: Path, group: Ranks, damage: str) -> None:
-    group.run(trained, 2, tmp_path, BAM, PHASE, replace(FSDP, checkpoint_steps=3), 3)
+    group.run(trained, 3, tmp_path, BAM, PHASE, replace(FSDP, checkpoint_steps=3), 3)
     (saved,) = tmp_path.iterdir()
-    file = saved / "state-00002-of-00002.safetensors"
+    first, file = (saved / f"state-0000{i}-of-00003.safetensors" for i in (1, 2))
     if damage == "missing file":
         file.unlink()
     elif damage == "truncated file":
         file.write_bytes(file.read_bytes()[:-8])
+    elif damage == "a file twice":
+        shutil.copy(first, file)
+    elif damage == "a hole":
+        save_file({}, file, metadata={"DCP_SHARDING_INFO": "{}"})
     other = runs.VARIANTS["dense"] if damage == "other tensors" else BAM
     for world in (1, 2):
         for message in group.run(refused, world, tmp_path, other):

@@ -53,8 +53,8 @@ class Outcome:
 
     lost_steps: of the training that lost most, those that were done when it struck and were done again.
 
-    back_s: until the training that it struck does a step that never was done before; where it struck none, until the
-    command has ended.
+    back_s: until the training that it struck does a step that never was done before; where it struck a commit
+    (`Lab.is_of_services`), until the next stage starts; where neither, until the command has ended.
     """
 
     made_again: tuple[str, ...]
@@ -66,7 +66,10 @@ class Outcome:
 
 @dataclass
 class Lab:
-    """place: the recipe and its store, which `uri` names where it is not a folder. undisturbed: perplexity.json."""
+    """place: the recipe and its store, which `uri` names where it is not a folder. undisturbed: perplexity.json.
+
+    is_of_services: the fault meets what a stage talks to, so that its training goes on and its commit has to wait.
+    """
 
     place: Place
     undisturbed: bytes
@@ -75,6 +78,7 @@ class Lab:
     words: tuple[str, ...] = ()
     tracking: tuple[str, ...] = NO_MLFLOW
     env: dict[str, str] = field(default_factory=dict)
+    is_of_services: bool = False
     broken: set[str] = field(default_factory=set)
     programs: list[Program] = field(default_factory=list)
     cleanup: list[Callable[[], None]] = field(default_factory=list)
@@ -147,7 +151,7 @@ class Lab:
 
     def strikes(self) -> None:
         """Now: what is done, and which steps are, is noted."""
-        self._struck_at = time.monotonic()
+        self._struck_at, self._struck_on = time.monotonic(), time.time()
         self._done = self._records()
         self._steps_before = self._steps()
 
@@ -162,7 +166,7 @@ class Lab:
             tuple(sorted(changed - self.broken)),
             tuple(sorted(self.broken)),
             self._lost_steps(steps),
-            (min(new) if new else ended_at) - self._struck_at,
+            self._next_start(records) if self.is_of_services else (min(new) if new else ended_at) - self._struck_at,
             perplexity == self.undisturbed,
         )
 
@@ -180,6 +184,9 @@ class Lab:
         again = {step[1:] for step in steps if step[0] > self._struck_at}
         lost = [step[1] for step in set(self._steps_before) if step[1:] in again]
         return max((lost.count(training) for training in lost), default=0)
+
+    def _next_start(self, records: Mapping[str, tuple[str, float]]) -> float:
+        return min(started for _, started in records.values() if started > self._struck_on) - self._struck_on
 
     def _new_steps(self, steps: list[Step]) -> list[float]:
         """When the training that was at work did steps that had not been done before."""

@@ -59,7 +59,7 @@ class MlflowServer:
 def with_mlflow(lab: Lab) -> MlflowServer:
     server = MlflowServer(lab.folder / "mlflow")
     lab.cleanup.append(server.kill)
-    lab.tracking = ("--tracking-uri", server.uri)
+    lab.tracking, lab.is_of_services = ("--tracking-uri", server.uri), True
     return server
 
 
@@ -123,7 +123,7 @@ def _require_whole_view(lab: Lab) -> None:
 
 def with_s3(lab: Lab) -> S3Server:
     """The lab's store, moved to an S3 server of its own."""
-    server = S3Server.start()
+    server, lab.is_of_services = S3Server.start(), True
     lab.cleanup.append(server.stop)
     lab.env |= server.env() | {"XDG_CACHE_HOME": str(lab.folder / "cache")}
     patch = pytest.MonkeyPatch()

@@ -92,8 +92,9 @@ def owner_wakes_up_too_early(lab: Lab) -> None:
     lab.strikes()
     lab.plan(1, "hold")  # the second's first step
     (lab.faults / "fired").unlink()
-    second = lab.start()
+    second = lab.start("--until", "expert.code")
     lab.until_fired(second)
+    assert lab.place.attempts()["expert.code"] == 2
     first.send(signal.SIGCONT)
     lab.go()
     lab.must_end_well(first)

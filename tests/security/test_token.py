@@ -9,7 +9,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -17,7 +17,9 @@ import psutil
 import pytest
 
 from tests.cluster.kit import Cluster
+from tests.e2e.kit import Place
 from tests.security.sockets import Listener, family, listeners
+from tests.security.test_secrets import PLANTED, leaks
 
 pytestmark = pytest.mark.ray
 
@@ -188,6 +190,26 @@ def page(one: Listener, path: str, data: bytes | None = None) -> int:
 def _place(one: Listener) -> str:
     host = one.host.removeprefix("::ffff:")
     return f"{'127.0.0.1' if host in ('::', '0.0.0.0') else host}:{one.port}"
+
+
+def test_a_submitted_job_tells_the_cluster_no_secret(cluster: Cluster, up_to: Callable[..., Place]) -> None:
+    """Whoever may list jobs sees their command, metadata and environment; and a secret of the submitter is not theirs."""
+    place = up_to("tokenizer", "data.*")
+    environment = cluster.env() | PLANTED | {"RAY_AUTH_TOKEN": cluster.token}
+    secrets = {*PLANTED.values(), cluster.token} - {PLANTED["RAY_AUTH_TOKEN"]}
+    words = ["submit", place.recipe, "--until", "data.law", "--store", place.store, "--address", cluster.jobs_url]
+    done = subprocess.run(
+        [Path(sys.executable).with_name("bam"), *words], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    asked = urllib.request.Request(
+        f"{cluster.jobs_url}/api/jobs/", headers={"Authorization": f"Bearer {cluster.token}"}
+    )
+    with urllib.request.urlopen(asked) as answer:
+        told = answer.read().decode()
+    assert "data.law" in told
+    assert [secret for secret in secrets if secret in told + done.stdout + done.stderr] == []
+    assert leaks(cluster.folder / "head", tuple(secrets)) == []
 
 
 def test_the_token_is_in_no_command_line_and_nobody_elses_to_read(cluster: Cluster) -> None:
