@@ -43,7 +43,12 @@ LOOK_FOR_ROOM_S = 1.0
 def free_room(run: str) -> None:
     """End what is left of a run of this job whose process was killed: its workers, and the room that they had."""
     with suppress(ValueError):  # there is none
-        ray.util.remove_placement_group(ray.util.get_placement_group(f"bam-{run}"))
+        ray.util.remove_placement_group(ray.util.get_placement_group(_room_of(run)))
+
+
+def _room_of(run: str) -> str:
+    """The name of its placement group; a job's names are its own."""
+    return f"bam-{run}"
 
 
 class InProcessTrainer(DataParallelTrainer):
@@ -84,12 +89,12 @@ class _Group(WorkerGroup):
         self._worker_group_start_timeout_s = RECOUNT_AFTER_S if is_elastic else QUEUED_AT_MOST_S
 
     def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> DefaultPlacementGroupHandle:
-        name = f"bam {self._storage_context.experiment_fs_path}"
-        free_room(self._train_run_context.run_config.name)
+        run = self._train_run_context.run_config.name
+        free_room(run)
         group = ray.util.placement_group(
             bundles=[worker_group_context.resources_per_worker] * worker_group_context.num_workers,
             strategy=worker_group_context.placement_strategy,
-            name=name,
+            name=_room_of(run),
         )
         return DefaultPlacementGroupHandle(group)
 

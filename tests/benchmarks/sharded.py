@@ -132,6 +132,7 @@ def measure(
         "model": name,
         "how": " and ".join(["computed again"] * recompute + ["compiled"] * compiled) or "plain",
         "step_s": statistics.median(times),
+        "step_min_s": min(times),
         "first_step_s": first,
         "peak_bytes_above_model": memory("VmHWM") - before,
     }
@@ -152,7 +153,7 @@ def layers(size: str, rounds: int) -> list[dict[str, Any]]:
             row = found[-1]
             peak = f"{row['peak_bytes_above_model'] / 2**20:>9.0f} MiB"
             print(
-                f"{size:<12}{name:<8}{row['how']:<28}{row['step_s']:>9.3f} s{row['first_step_s']:>9.1f} s{peak}",
+                f"{size:<12}{name:<8}{row['how']:<28}{row['step_s']:>9.3f} s{row['step_min_s']:>9.3f} s{row['first_step_s']:>9.1f} s{peak}",
                 flush=True,
             )
     return found
@@ -171,7 +172,7 @@ def main() -> None:
         print(f"{'model':<26}{'dtype':<6}" + f"{'loss':>12}{'grad norm':>12}" * 2)
         rows = parity(options.model or PARITY)
     else:
-        print(f"{'size':<12}{'model':<8}{'layers':<28}{'step':>11}{'first step':>11}{'peak memory':>13}")
+        print(f"{'size':<12}{'model':<8}{'layers':<28}{'step':>11}{'fastest':>11}{'first step':>11}{'peak memory':>13}")
         rows = layers(options.size, options.rounds)
     processor = platform.processor() or platform.machine()
     result = {

@@ -20,6 +20,7 @@ from bam_core.errors import ArtifactDamaged, StoreError, TrainingDiverged
 from bam_core.nn.lm import LM, init_tensor, init_weights
 from bam_core.train import saving
 from bam_core.train.loop import Pace, train
+from bam_core.train.pieces import Piece, PieceFiles, whole, write_pieces
 from bam_core.train.sharded import placement
 from tests.golden import runs
 from tests.ranks import Ranks, RankWorker, ranks
@@ -210,6 +211,19 @@ def test_damaged_checkpoint_is_named(tmp_path: Path, group: Ranks, damage: str) 
     for world in (1, 2):
         for message in group.run(refused, world, tmp_path, other):
             assert "step-000003: not a whole checkpoint" in message
+
+
+def test_a_piece_in_two_files_is_no_whole_tensor(tmp_path: Path) -> None:
+    """Of parts of equal size, one twice would fill as many values as all of them."""
+    paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for i, path in enumerate(paths):
+        write_pieces(path, {"w": Piece(torch.full((2, 4), float(i)), (2 * i, 0), (6, 4))})
+    found = whole(torch.empty(6, 4))
+    PieceFiles(paths).read_into("w", found)
+    assert found.tensor[:, 0].tolist() == [0, 0, 1, 1, 2, 2]
+    shutil.copy(paths[0], paths[1])
+    with pytest.raises(ValueError, match=r"1.safetensors has a piece of w that another file has too"):
+        PieceFiles(paths)
 
 
 def refused(rank: int, world: int, folder: Path, config: ModelConfig) -> str:
