@@ -1,8 +1,8 @@
 """Ray Train's controller, run in the process that asked for the worker group.
 
 Ray gives each run an actor for its controller, one that frees the group's room if the first is killed, and one for data
-sets: processes that import all of Ray Train before a worker starts. Here the same controller runs where `fit` is called, and
-room is freed by name: the placement group is called after the run's folder, and whoever runs it next, as when Ray
+sets: processes that import all of Ray Train before a worker starts. Here the same controller runs where `fit` is
+called, and room is freed by name: the placement group is called after the run, and whoever runs it next, as when Ray
 repeats a stage whose process was killed, first frees what the last one left. Ray frees the rest when the job ends.
 
 Rests on private parts of Ray Train 2.60, to which the project is pinned; `tests/infra/test_ray.py` holds it to them.

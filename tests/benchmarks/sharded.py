@@ -150,13 +150,14 @@ def layers(size: str, rounds: int) -> list[dict[str, Any]]:
         for recompute, compiled in ((False, False), (True, False), (False, True), (True, True)):
             with ranks(1) as group:
                 found += group.run(measure, 1, size, name, recompute, compiled, rounds)
-            row = found[-1]
-            peak = f"{row['peak_bytes_above_model'] / 2**20:>9.0f} MiB"
-            print(
-                f"{size:<12}{name:<8}{row['how']:<28}{row['step_s']:>9.3f} s{row['step_min_s']:>9.3f} s{row['first_step_s']:>9.1f} s{peak}",
-                flush=True,
-            )
+            print(row_of_layers(found[-1]), flush=True)
     return found
+
+
+def row_of_layers(row: dict[str, Any]) -> str:
+    seconds = f"{row['step_s']:>9.3f} s{row['step_min_s']:>9.3f} s{row['first_step_s']:>9.1f} s"
+    peak = f"{row['peak_bytes_above_model'] / 2**20:>9.0f} MiB"
+    return f"{row['size']:<12}{row['model']:<8}{row['how']:<28}{seconds}{peak}"
 
 
 def main() -> None:
