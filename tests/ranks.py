@@ -55,12 +55,16 @@ class Ranks:
                     ok, results[rank] = pipe.recv()
                     failed += [] if ok else [f"rank {rank} of {n}:\n{results[rank]}"]
                 if failed or not ready:  # the others may wait for the failed one for ever
-                    self.close()
+                    self.close(wait_s=0)
                     raise RanksFailed("\n".join(failed) or f"ranks {sorted(set(range(n)) - set(results))} hang")
             return [results[rank] for rank in range(n)]
 
-    def close(self) -> None:
+    def close(self, wait_s: float = 10) -> None:
+        """End the processes: those that wait for work end by themselves."""
+        for pipe in self._pipes:
+            pipe.close()
         for process in self._processes:
+            process.join(wait_s)
             process.kill()
             process.join()
 
