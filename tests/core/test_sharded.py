@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +108,29 @@ def test_bf16_is_what_ddp_computes(tmp_path: Path, group: Ranks) -> None:
     expected = group.run(trained, 2, tmp_path, BAM, phase, DDP)[0]
     assert {master.dtype for master in sharded[1].values()} == {torch.float32}
     require_close(sharded, expected, rounding=FLOAT32_ROUNDING)
+
+
+@pytest.mark.parametrize("dtype", ["fp64", "bf16"])
+def test_recomputed_layers_change_no_bit(tmp_path: Path, group: Ranks, dtype: str) -> None:
+    phase = replace(PHASE, dtype=dtype)
+    kept = group.run(trained, 2, tmp_path, BAM, phase, FSDP)
+    again = group.run(trained, 2, tmp_path, BAM, phase, replace(FSDP, activation_checkpointing=True))
+    assert all(same_bits(one, other) for one, other in zip(again, kept, strict=True))
+
+
+def compiled(rank: int, world: int, folder: Path) -> Run | None:
+    warnings.simplefilter("ignore")  # torch hides its compiler's own warnings in a way that errors break
+    try:
+        return trained(rank, world, folder, BAM, PHASE, replace(FSDP, compile=True, activation_checkpointing=True))
+    finally:
+        warnings.simplefilter("error")
+
+
+@pytest.mark.long
+def test_compiled_layers_are_sharded_too(tmp_path: Path, group: Ranks) -> None:
+    expected = alone(tmp_path, BAM)
+    for found in group.run(compiled, 2, tmp_path):
+        require_close(found, expected)
 
 
 WRITERS_AND_READERS = [(2, FSDP, 3, FSDP), (3, FSDP, 1, FSDP), (1, DDP, 2, FSDP), (2, FSDP, 2, DDP), (2, FSDP, 2, FSDP)]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from executor_suite import ExecutorSuite, TrainerSuite, count, meeting
+from executor_suite import ExecutorSuite, TrainerSuite, collect, count, meeting, stage
 
 from bam_core.errors import UsageError
 from bam_core.graph.stage import Resources
@@ -70,6 +71,36 @@ def sum_of_ranks(worker: TrainWorker, config: Mapping[str, Any]) -> Trained:
     total = torch.tensor([float(worker.rank + 1)])
     torch.distributed.all_reduce(total)
     return Trained({"total": float(total), "threads": worker.threads}, write=lambda folder: None)
+
+
+def kill_the_coordinator_once(worker: TrainWorker, config: Mapping[str, Any]) -> Trained:
+    """What the stage's own process started goes with it; the one that repeats it is another process."""
+    marker = Path(config["marker"])
+    if not marker.exists():
+        if worker.rank == 0:
+            marker.touch()
+            os.kill(config["coordinator"], signal.SIGKILL)
+        threading.Event().wait()  # for its end
+    return Trained({"coordinator": config["coordinator"]}, write=lambda folder: None)
+
+
+def coordinate(folder: Path) -> tuple[int, int]:
+    """A stage that trains with all the room there is. Returns its process and the one of which its workers know."""
+    from infra.ray_train import RayTrainer
+
+    config = {"marker": str(folder / "died"), "coordinator": os.getpid()}
+    out = folder / f"out-{os.getpid()}"
+    out.mkdir()
+    trainer = RayTrainer(str(folder / "training" / "expert.law-0"), Located({}), silent, folder / "nowhere")
+    result = trainer.fit(kill_the_coordinator_once, config, Resources(workers=2, cpus=1, trains=True), out)
+    return os.getpid(), result["coordinator"]
+
+
+def test_a_killed_coordinator_leaves_its_room_to_the_one_that_follows(executor: Executor, tmp_path: Path) -> None:
+    executor.submit(stage("expert.law", workers=2, trains=True), coordinate, tmp_path)
+    own, of_the_workers = collect(executor, 1)["expert.law"]
+    assert own == of_the_workers
+    assert len(list(tmp_path.glob("out-*"))) == 2
 
 
 class TestRayTrainer(TrainerSuite):
