@@ -212,7 +212,9 @@ class Program:
 
     def __init__(self, log: Path, words: tuple[str, ...], env: Mapping[str, str], before: tuple[str, ...] = ()) -> None:
         self._out, self._err = log.with_suffix(".out"), log.with_suffix(".err")
-        script = "import sys; from pipelines.cli import main; sys.exit(main())"
+        # Whoever started the tests in the background made them ignore ctrl-C, and this would inherit it.
+        listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        script = f"{listen}; import sys; from pipelines.cli import main; sys.exit(main())"
         command = [*before, sys.executable, "-c", script, *words]
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self._process = subprocess.Popen(command, stdout=out, stderr=err, env=dict(env), start_new_session=True)
