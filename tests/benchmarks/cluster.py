@@ -154,8 +154,13 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=60.0, help="goodput: seconds from one kill to the next")
     parser.add_argument("--out", type=Path, default=Path(".bench"))
     options, options.words = parser.parse_known_args()
-    with tempfile.TemporaryDirectory(prefix="bam-bench-") as folder:
-        figures = MEASURES[options.what](options, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="bam-bench-", ignore_cleanup_errors=True) as folder:
+        try:
+            figures = MEASURES[options.what](options, Path(folder))
+        finally:
+            for process in psutil.Process().children(recursive=True):  # left only if this was interrupted
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
     result = {
         "device": platform.processor() or platform.machine(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
