@@ -93,7 +93,8 @@ def run(
         most = min(most, executor.capacity) if settings.executor == "local" else most
         status = watcher.run(executor, Task(_run_stage, (handle, settings)), most)
     except KeyboardInterrupt:
-        display.message("interrupted: what is done is kept, and the same command continues (ctrl-C: leave at once)")
+        with _left_at_once():
+            display.message("interrupted: what is done is kept, and the same command continues (ctrl-C: leave at once)")
     finally:
         with _left_at_once():
             if executor is not None:
