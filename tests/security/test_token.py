@@ -44,11 +44,15 @@ OPEN = ("ray::DashboardAgent", "dashboard.py", "monitor.py")
 FIGURE = re.compile(r"#.*|[A-Za-z_:][\w:]*(\{.*\})? \S+( \d+)?")
 PATIENCE_S = 10.0
 BUSY = """
-import ray, sys
+import pathlib, ray, sys, time
 ray.init(sys.argv[1])
 @ray.remote
-def work(): import signal; print("up", flush=True); signal.pause()
-ray.get(work.remote())
+def work(mark): import signal; mark.touch(); signal.pause()
+mark = pathlib.Path(sys.argv[2])
+doing = work.remote(mark)
+while not mark.exists(): time.sleep(0.1)
+print("up", flush=True)
+ray.get(doing)
 """
 JOB = b'{"entrypoint": "touch job-has-run"}'
 
@@ -67,7 +71,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def opened(cluster: Cluster) -> Iterator[set[Listener]]:
     """All that the cluster's nodes, a driver and its worker listen on, while they do."""
-    command = [sys.executable, "-c", BUSY, cluster.address]
+    command = [sys.executable, "-c", BUSY, cluster.address, str(cluster.folder / "up")]
     driver = subprocess.Popen(command, env=cluster.env(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert driver.stdout is not None
