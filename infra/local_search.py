@@ -13,11 +13,7 @@ from bam_core.graph.stage import Resources
 from bam_core.protocols import Halving, Metrics, TrainLoop, Trial, TrialEnd
 from bam_core.train.search import Cutoffs, losses_of_metrics
 from infra.local_executor import LocalTrainer
-from infra.trials import Notes
-
-
-def _quiet(step: int, metrics: Metrics) -> None:
-    """The figures of a trial are not those of the search."""
+from infra.trials import Notes, quiet
 
 
 class _Stopped(Exception):
@@ -66,7 +62,7 @@ class LocalSearcher:
         root = self.trainer.checkpoint_root / trial.name
         try:
             with tempfile.TemporaryDirectory(prefix="bam-trial-") as nothing:
-                trainer = replace(self.trainer, checkpoint_root=root, log=_quiet, judged=judged)
+                trainer = replace(self.trainer, checkpoint_root=root, log=quiet, judged=judged)
                 result = trainer.fit(loop, trial.config, group, Path(nothing))
         except _Stopped:
             notes.ended(trial.name, "stopped", notes.of(trial.name).losses, seconds())

@@ -24,12 +24,12 @@ from ray.tune.schedulers import ASHAScheduler
 
 from bam_core.errors import BamError, StageFailed, TrainingDiverged
 from bam_core.graph.stage import Resources
-from bam_core.protocols import Halving, Metrics, TrainLoop, Trial, TrialEnd
+from bam_core.protocols import Halving, TrainLoop, Trial, TrialEnd
 from bam_core.train.search import losses_of_metrics
 from infra.ray_controller import free_room
 from infra.ray_room import cluster_nodes, nodes_that_may_come, require_room, room_for
 from infra.ray_train import MAX_WORKER_FAILURES, RayTrainer
-from infra.trials import Notes
+from infra.trials import Notes, quiet
 
 MOST_AT_ONCE = 16
 """Each trial costs a process beside its workers."""
@@ -94,7 +94,7 @@ def _run(trainer: RayTrainer, loop: TrainLoop, trial: Trial, halving: Halving, g
     if trainer.log_dir.is_dir():
         logs.mkdir(exist_ok=True)
     uri = f"{trainer.training_uri}/{trial.name}"
-    own = replace(trainer, training_uri=uri, log=_quiet, log_dir=logs, callbacks=[_Report(halving.reduction)])
+    own = replace(trainer, training_uri=uri, log=quiet, log_dir=logs, callbacks=[_Report(halving.reduction)])
     try:
         with tempfile.TemporaryDirectory(prefix="bam-trial-") as nothing:
             result = own.fit(loop, trial.config, group, Path(nothing))
@@ -102,10 +102,6 @@ def _run(trainer: RayTrainer, loop: TrainLoop, trial: Trial, halving: Halving, g
         tune.report({"rung_time": 0, "loss": float("nan"), "error": error})
     else:
         tune.report(_judged(result["losses"], halving.reduction) | {"finished": True})
-
-
-def _quiet(step: int, metrics: Metrics) -> None:
-    """The figures of a trial are not those of the search."""
 
 
 def _judged(losses: Sequence[float], reduction: int) -> dict[str, Any]:

@@ -11,8 +11,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 
-from bam_core.protocols import TrialEnd
+from bam_core.errors import StoreError
+from bam_core.protocols import Metrics, TrialEnd
 from infra.storage import Storage
+
+
+def quiet(step: int, metrics: Metrics) -> None:
+    """For `log`: the figures of a trial are not those of the search."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Notes:
     def ended(self, name: str, status: str, losses: Sequence[float], seconds: float) -> None:
         """A trial is over: what it has saved goes."""
         self._write(name, Note(list(losses), status, seconds))
-        with suppress(OSError):
+        with suppress(StoreError):  # what is left goes with the stage's checkpoints
             self._storage.remove_tree(name)
 
     def _read(self, name: str) -> Note:

@@ -27,19 +27,11 @@ def kill(lab: Lab) -> None:
 
 def terminate(lab: Lab) -> None:
     """As a batch system or `docker stop` does."""
-    process, _ = in_the_middle(lab)
-    lab.strikes()
-    process.send(signal.SIGTERM)
-    _require_words(lab, process)
-    lab.again()
+    _ends_in_order(lab, signal.SIGTERM)
 
 
 def interrupt(lab: Lab) -> None:
-    process, _ = in_the_middle(lab)
-    lab.strikes()
-    process.send(signal.SIGINT)
-    _require_words(lab, process)
-    lab.again()
+    _ends_in_order(lab, signal.SIGINT)
 
 
 def interrupt_twice(lab: Lab) -> None:
@@ -53,7 +45,11 @@ def interrupt_twice(lab: Lab) -> None:
     lab.again()
 
 
-def _require_words(lab: Lab, process: Running) -> None:
+def _ends_in_order(lab: Lab, number: int) -> None:
+    process, _ = in_the_middle(lab)
+    lab.strikes()
+    process.send(number)
     lab.must_end(process, 130)
     assert "interrupted" in process.out + process.err
     assert f"bam run {lab.place.recipe}" in process.err, process.err
+    lab.again()
