@@ -3,6 +3,7 @@
     artifacts/<stage>/<key12>/   outputs, record.json (written last), lease*.json,
                                  attempts/0001/{log.txt,progress.json,error.json}
     training/<stage>-<key12>/    checkpoints of a training that is under way
+    runs/<run>.json              what a `bam run` asked for and used
 
 Invariant: a record is there only while all its outputs are: it is removed before any of them changes. Files
 decide; no database does.
@@ -39,6 +40,7 @@ from infra.record_files import (
     size_fault,
     training_folder,
 )
+from infra.run_files import RunFiles
 from infra.storage import PATIENCE_S, Storage
 
 NO_PROGRESS_S = 5.0
@@ -60,35 +62,36 @@ class ArtifactStore:
         lease_ttl_s: float = 30.0,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        self._storage = Storage(uri, patience_s)
+        self.storage = Storage(uri, patience_s)
+        self.runs = RunFiles(self.storage)
         self._watch = watch or Watch()
         self._no_progress: dict[tuple[str, str], float] = {}
-        self.uri = self._storage.uri
+        self.uri = self.storage.uri
         self._clock = clock
         self._lease_ttl_s = lease_ttl_s
 
     def check_writable(self) -> None:
-        self._storage.check_writable()
+        self.storage.check_writable()
 
     def artifact_uri(self, stage: str, key: str) -> str:
         return f"{self.uri}/{artifact_folder(stage, key)}"
 
     def record(self, stage: str, key: str) -> Record | None:
         folder, where = artifact_folder(stage, key), f"{stage}@{key12(key)}"
-        data = self._storage.read(f"{folder}/record.json")
+        data = self.storage.read(f"{folder}/record.json")
         if data is None:
             return None
         record = parse_record(data, where)
         if (record.stage, record.key) != (stage, key):
             raise ArtifactDamaged(f"{where}: its record is of {record.stage}@{record.key}")
-        check_sizes(record, self._storage.sizes(folder), where)
+        check_sizes(record, self.storage.sizes(folder), where)
         return record
 
     def records(self, stage: str | None = None) -> list[Record]:
-        stages = self._storage.folders("artifacts") if stage is None else [stage]
+        stages = self.storage.folders("artifacts") if stage is None else [stage]
         parents = [f"artifacts/{name}" for name in stages]
-        folders = [f"{parent}/{name}" for parent in parents for name in self._storage.folders(parent)]
-        read = self._storage.read_many([f"{folder}/record.json" for folder in folders])
+        folders = [f"{parent}/{name}" for parent in parents for name in self.storage.folders(parent)]
+        read = self.storage.read_many([f"{folder}/record.json" for folder in folders])
         found = [
             record for folder, data in zip(folders, read, strict=True) if (record := readable_record(data, folder))
         ]
@@ -96,16 +99,16 @@ class ArtifactStore:
 
     def newest(self, stage: str, but: str) -> Record | None:
         """The readable record of this stage that was written last, of another key than `but`. Reads few."""
-        for path in self._storage.newest_first(f"artifacts/{stage}", "record.json"):
-            record = readable_record(self._storage.read(path), path.removesuffix("/record.json"))
+        for path in self.storage.newest_first(f"artifacts/{stage}", "record.json"):
+            record = readable_record(self.storage.read(path), path.removesuffix("/record.json"))
             if record is not None and record.key != but:
                 return record
         return None
 
     def artifacts(self) -> list[tuple[str, str]]:
         """(stage, first 12 of the key) of every artifact, done or not."""
-        stages = [name for name in self._storage.folders("artifacts") if STAGE.fullmatch(name)]
-        pairs = [(stage, key) for stage in stages for key in self._storage.folders(f"artifacts/{stage}")]
+        stages = [name for name in self.storage.folders("artifacts") if STAGE.fullmatch(name)]
+        pairs = [(stage, key) for stage in stages for key in self.storage.folders(f"artifacts/{stage}")]
         return sorted((stage, key) for stage, key in pairs if KEY.fullmatch(key))
 
     def lease_info(self, stage: str, key: str) -> LeaseInfo | None:
@@ -117,10 +120,10 @@ class ArtifactStore:
     @contextlib.contextmanager
     def scratch(self, stage: str, key: str) -> Iterator[Path]:
         """On a local store beside the outputs, so that they are moved, not copied. For the lease's holder."""
-        if self._storage.is_local:
-            parent = self._storage.local(artifact_folder(stage, key))
+        if self.storage.is_local:
+            parent = self.storage.local(artifact_folder(stage, key))
             folder = parent / f"scratch-{uuid.uuid4().hex}"
-            with self._storage.explained("write", artifact_folder(stage, key)):
+            with self.storage.explained("write", artifact_folder(stage, key)):
                 for left in parent.glob("scratch-*"):  # of a process that was killed
                     shutil.rmtree(left, ignore_errors=True)
                 folder.mkdir(parents=True)
@@ -137,17 +140,17 @@ class ArtifactStore:
         written = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
         check_sizes(record, written, where)
         target = artifact_folder(record.stage, record.key)
-        there = {path: size for path, size in self._storage.sizes(target).items() if not _is_ours(path)}
+        there = {path: size for path, size in self.storage.sizes(target).items() if not _is_ours(path)}
         same = {o.path for o in record.outputs if there.get(o.path) == o.size and self._holds(target, o)}
         if len(same) < max(len(record.outputs), len(there)):
-            self._storage.remove(f"{target}/record.json")
+            self.storage.remove(f"{target}/record.json")
         for path in there.keys() - {output.path for output in record.outputs}:
-            self._storage.remove(f"{target}/{path}")
+            self.storage.remove(f"{target}/{path}")
         for output in record.outputs:
             if output.path not in same:
-                self._storage.put(folder / output.path, f"{target}/{output.path}")
+                self.storage.put(folder / output.path, f"{target}/{output.path}")
         text = json.dumps(record.to_json(), indent=2, sort_keys=True)
-        self._storage.write_atomic(f"{target}/record.json", text.encode())
+        self.storage.write_atomic(f"{target}/record.json", text.encode())
 
     def hash_outputs(self, folder: Path) -> tuple[Output, ...]:
         return hash_outputs(folder)
@@ -155,7 +158,7 @@ class ArtifactStore:
     def verify(self, record: Record) -> list[str]:
         """Re-hash every output; one message per bad file, none if all are as recorded."""
         folder = artifact_folder(record.stage, record.key)
-        sizes = self._storage.sizes(folder)
+        sizes = self.storage.sizes(folder)
         bad = []
         for output in record.outputs:
             fault = size_fault(output, sizes)
@@ -168,8 +171,8 @@ class ArtifactStore:
     def localize(self, record: Record) -> Path:
         """Downloads are checked by digest, and kept under it: equal artifacts are fetched once."""
         folder = artifact_folder(record.stage, record.key)
-        if self._storage.is_local:
-            return self._storage.local(folder)
+        if self.storage.is_local:
+            return self.storage.local(folder)
         cached = _cache() / "artifacts" / record.digest
         if not cached.is_dir():
             arriving = cached.with_name(f"{record.digest}.{uuid.uuid4().hex}")
@@ -186,8 +189,8 @@ class ArtifactStore:
 
     def attempt_dir(self, stage: str, key: str, attempt: int) -> Path:
         path = f"{artifact_folder(stage, key)}/attempts/{attempt:04d}"
-        folder = self._storage.local(path) if self._storage.is_local else self._here("attempts") / path
-        with self._storage.explained("write", path):
+        folder = self.storage.local(path) if self.storage.is_local else self._here("attempts") / path
+        with self.storage.explained("write", path):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -195,15 +198,15 @@ class ArtifactStore:
         folder = self.attempt_dir(stage, key, attempt)
         if error is not None:
             (folder / "error.json").write_text(json.dumps(mask_values(error), indent=2))
-        if not self._storage.is_local:
+        if not self.storage.is_local:
             for file in _files(folder):
                 name = file.relative_to(folder).as_posix()
-                self._storage.put(file, f"{artifact_folder(stage, key)}/attempts/{attempt:04d}/{name}")
+                self.storage.put(file, f"{artifact_folder(stage, key)}/attempts/{attempt:04d}/{name}")
             shutil.rmtree(folder)
 
     def progress(self, stage: str, key: str) -> Mapping[str, Any] | None:
         """On a remote store, of an attempt on this machine, or of one that is over: so it is not asked for often."""
-        if self._storage.is_local:
+        if self.storage.is_local:
             return self._of_newest_attempt(stage, key, "progress.json")
         folder = self._here("attempts") / artifact_folder(stage, key)
         for file in sorted(folder.glob("attempts/*/progress.json"), reverse=True):
@@ -227,11 +230,11 @@ class ArtifactStore:
     def training_dir(self, stage: str, key: str) -> Path:
         """The same for a training that stays on this machine: a local folder, also of a remote store."""
         path = training_folder(stage, key)
-        return self._storage.local(path) if self._storage.is_local else self._here("training") / path
+        return self.storage.local(path) if self.storage.is_local else self._here("training") / path
 
     def clear_training(self, stage: str, key: str) -> None:
-        self._storage.remove_tree(training_folder(stage, key))
-        if not self._storage.is_local:
+        self.storage.remove_tree(training_folder(stage, key))
+        if not self.storage.is_local:
             shutil.rmtree(self.training_dir(stage, key), ignore_errors=True)
 
     def _here(self, what: str) -> Path:
@@ -239,27 +242,27 @@ class ArtifactStore:
         return _cache() / what / hashlib.sha256(self.uri.encode()).hexdigest()[:KEY12]
 
     def _leases(self, stage: str, key: str) -> Leases:
-        return Leases(self._storage, artifact_folder(stage, key), self._clock, self._lease_ttl_s, self._watch)
+        return Leases(self.storage, artifact_folder(stage, key), self._clock, self._lease_ttl_s, self._watch)
 
     def _holds(self, folder: str, output: Output) -> bool:
-        return self._storage.sha256(f"{folder}/{output.path}") == output.sha256
+        return self.storage.sha256(f"{folder}/{output.path}") == output.sha256
 
     def _attempts(self, stage: str, key: str) -> list[int]:
-        names = self._storage.folders(f"{artifact_folder(stage, key)}/attempts")
+        names = self.storage.folders(f"{artifact_folder(stage, key)}/attempts")
         return sorted(int(name) for name in names if name.isdecimal())
 
     def _of_newest_attempt(self, stage: str, key: str, name: str) -> Mapping[str, Any] | None:
         attempts = self._attempts(stage, key)
         if not attempts:
             return None
-        data = self._storage.read(f"{artifact_folder(stage, key)}/attempts/{attempts[-1]:04d}/{name}")
+        data = self.storage.read(f"{artifact_folder(stage, key)}/attempts/{attempts[-1]:04d}/{name}")
         return None if data is None else _object(data)
 
     def _download(self, record: Record, folder: str, to: Path) -> None:
         for output in record.outputs:
             file = to / output.path
             file.parent.mkdir(parents=True, exist_ok=True)
-            self._storage.get(f"{folder}/{output.path}", file)
+            self.storage.get(f"{folder}/{output.path}", file)
         to.mkdir(parents=True, exist_ok=True)
         if hash_outputs(to) != tuple(sorted(record.outputs, key=lambda output: output.path)):
             raise ArtifactDamaged(f"{record.stage}@{key12(record.key)}: downloaded files differ from their record")

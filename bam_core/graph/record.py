@@ -1,11 +1,13 @@
 """What is written, last, when a stage is done: `record.json`. Its presence and its outputs' sizes decide reuse.
 
-Invariant: a record never contains a path outside its own folder, and nothing in it is executed.
+Invariants: a record never contains a path outside its own folder, and nothing in it is executed. Its `checksum` is over
+all else in it, so that a changed field is noticed; who changed both is noticed by a signature only.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -60,6 +62,10 @@ class Record:
         return InputRef(self.stage, self.key, self.digest)
 
     def to_json(self) -> dict[str, Any]:
+        content = self._content()
+        return content | {"checksum": record_checksum(content)}
+
+    def _content(self) -> dict[str, Any]:
         return {
             "schema": self.schema,
             "stage": self.stage,
@@ -101,7 +107,15 @@ class Record:
             raise ArtifactDamaged(f"{where}: not a record of this version of bam ({error!r})") from error
         if record.schema != SCHEMA:
             raise ArtifactDamaged(f"{where}: schema {record.schema!r}; this version of bam reads {SCHEMA}")
+        if data.get("checksum") not in (None, record_checksum(data)):  # None: written before there were checksums
+            raise ArtifactDamaged(f"{where}: record.json was changed since it was written: its checksum differs")
         return record
+
+
+def record_checksum(data: Mapping[str, Any]) -> str:
+    """sha256 over all of a record's JSON but the checksum itself, its keys sorted."""
+    content = {name: value for name, value in data.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def require_inside(path: str, where: str) -> None:

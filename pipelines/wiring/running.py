@@ -12,20 +12,21 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bam_core.errors import ArtifactDamaged, LeaseHeld, StageFailed, UsageError, nearest
+from bam_core.errors import ArtifactDamaged, LeaseHeld, StageFailed, StoreError, UsageError, nearest
 from bam_core.graph.key import input_keys, stage_key, stage_payload
 from bam_core.graph.plan import Decision, rebuilt_input
 from bam_core.graph.record import Record
+from bam_core.graph.runs import Run, RunStage
 from bam_core.graph.select import Selection
 from bam_core.graph.stage import Pipeline, Stage
 from bam_core.protocols import Executor, Metrics, Place, Searcher, StageFunction, Tracker, Trainer
 from infra.live_log import LiveLog
-from infra.provenance import capture, mask_text
+from infra.provenance import capture, mask_text, mask_values
 from infra.sources import TextSources
 from infra.store import ArtifactStore
 from pipelines import bam
@@ -38,6 +39,8 @@ from pipelines.wiring.settings import Settings, open_store, open_tracker
 
 INTERRUPTED = 130
 """The exit status after a second ctrl-C, as after one."""
+EDITS = "edits"
+"""The pipeline of stages that no recipe names."""
 
 
 def run(
@@ -65,16 +68,19 @@ def run(
     held = [decision for decision in to_do if decision.action == "wait"]
     if held and not wait:
         raise LeaseHeld(f"{held[0].stage}: {held[0].reason}")
+    noted = _run_on_record(run_id, recipe, made)
     if not to_do:
         watcher = PipelineRun(made.pipeline, made.decisions, {}, store, display)
         display.update(watcher.states())
         status = "failed" if any(decision.action == "blocked" for decision in made.decisions) else "done"
+        with suppress(StoreError):  # nothing was made, so a store that can only be read will do
+            store.runs.write(replace(noted, status=status, ended=time.time()))
         return _ended(run_id, status, started, watcher)
 
     store.check_writable()
-    watcher = PipelineRun(
-        made.pipeline, made.decisions, _jobs(made, to_do, run_id), store, display, fail_fast=not keep_going
-    )
+    store.runs.write(noted)
+    jobs = _jobs(made, to_do, run_id, noted.provenance | {"run": run_id, "pipeline": recipe.name})
+    watcher = PipelineRun(made.pipeline, made.decisions, jobs, store, display, fail_fast=not keep_going)
     display.update(watcher.states())
     if words := _memory_to_mix(made, to_do):
         display.message(words)
@@ -99,8 +105,22 @@ def run(
         with _left_at_once():
             if executor is not None:
                 executor.close()
+            with suppress(StoreError):  # what was made is on record; that this run made it was written at its start
+                store.runs.write(replace(noted, status=status, ended=time.time()))
             tracker.end_pipeline(handle, status)
     return _ended(run_id, status, started, watcher)
+
+
+def _run_on_record(name: str, recipe: Recipe, made: Plan) -> Run:
+    """The run as it starts."""
+    given = {place: (record.stage, record.key) for place, record in made.given.items()}
+    stages = {}
+    for decision in made.decisions:
+        roles = made.pipeline[decision.stage].inputs
+        inputs = {role: given.get((decision.stage, role), (stage, made.keys[stage])) for role, stage in roles.items()}
+        stages[decision.stage] = RunStage(decision.key, decision.action, inputs)
+    content = mask_values(recipe.model_dump(mode="json", exclude_none=True))
+    return Run(name, recipe.name, "running", time.time(), None, content, stages, capture(sys.argv))
 
 
 @contextmanager
@@ -170,20 +190,27 @@ def run_given(stage: Stage, inputs: Mapping[str, Record], settings: Settings, di
     decision = Decision(stage.name, key, "reuse" if is_done else "run", "done" if is_done else "asked for", "none")
     parents = {role: (record.stage, record.key) for role, record in inputs.items()}
     owner = f"{socket.gethostname()}:{os.getpid()} {run_id}"
-    job = StageJob(stage, key, payload, parents, None, owner, capture(sys.argv))
+    made_by = capture(sys.argv)
+    job = StageJob(stage, key, payload, parents, None, owner, made_by | {"run": run_id, "pipeline": EDITS})
     alone = Pipeline(stage.name, (replace(stage, inputs={}),))  # what it reads is there, and no part of this run
     watcher = PipelineRun(alone, [decision], {stage.name: job}, store, display)
     display.update(watcher.states())
     if is_done:
         return _ended(run_id, "done", started, watcher)
     store.check_writable()
+    asked_for = {"name": stage.name, **stage.config}
+    planned = {stage.name: RunStage(key, "run", parents)}
+    noted = Run(run_id, EDITS, "running", time.time(), None, mask_values(asked_for), planned, made_by)
+    store.runs.write(noted)
     tracker = open_tracker(settings, display.message)
-    status, handle = "interrupted", tracker.start_pipeline("edits", run_id, {"name": stage.name, **stage.config})
+    status, handle = "interrupted", tracker.start_pipeline(EDITS, run_id, asked_for)
     try:
         status = watcher.run(_open_executor(settings, alone, [stage.name]), Task(_run_stage, (handle, settings)), 1)
     except KeyboardInterrupt:
         display.message("interrupted: the same command does it again")
     finally:
+        with suppress(StoreError):
+            store.runs.write(replace(noted, status=status, ended=time.time()))
         tracker.end_pipeline(handle, status)
     return _ended(run_id, status, started, watcher)
 
@@ -196,8 +223,8 @@ def _is_done(store: ArtifactStore, stage: str, key: str, inputs: Mapping[str, Re
     return record is not None and rebuilt_input(record, inputs) is None
 
 
-def _jobs(made: Plan, to_do: list[Decision], run_id: str) -> dict[str, StageJob]:
-    owner, provenance = f"{socket.gethostname()}:{os.getpid()} {run_id}", capture(sys.argv)
+def _jobs(made: Plan, to_do: list[Decision], run_id: str, provenance: Mapping[str, Any]) -> dict[str, StageJob]:
+    owner = f"{socket.gethostname()}:{os.getpid()} {run_id}"
     is_forced = any(decision.cause == "forced" for decision in to_do)
     return {decision.stage: _job(decision, made, owner, provenance, is_forced) for decision in to_do}
 

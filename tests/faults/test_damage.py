@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bam_core.graph.record import record_checksum
 from tests.e2e.kit import Place, executed
 
 
@@ -30,6 +31,11 @@ def with_output_path(path: str) -> Callable[[Path], None]:
     return edit
 
 
+def of_another_key(path: Path) -> None:
+    record = json.loads(path.read_text()) | {"key": "0" * 64}
+    path.write_text(json.dumps(record | {"checksum": record_checksum(record)}))
+
+
 DAMAGE: dict[str, tuple[str, str, Callable[[Path], None], str]] = {
     "truncated shard": ("data.law", "train/00000.arrow", truncate, "output train/00000.arrow has"),
     "deleted weights": ("expert.law", "model.safetensors", Path.unlink, "output model.safetensors is missing"),
@@ -42,7 +48,7 @@ DAMAGE: dict[str, tuple[str, str, Callable[[Path], None], str]] = {
     "record of another key": (
         "expert.code",
         "record.json",
-        lambda path: path.write_text(path.read_text().replace(json.loads(path.read_text())["key"], "0" * 64)),
+        of_another_key,
         "its record is of",
     ),
 }

@@ -110,8 +110,8 @@ def test_away_for_good_is_one_error_within_a_bound(s3: S3Server, uri: str) -> No
         store.record("expert.law", KEY)
     assert caught.value.exit_code == 2
     tried: list[int] = []
-    real = store._storage.fs.cat_file
-    store._storage.fs.cat_file = lambda *args, **options: (tried.append(1), real(*args, **options))[1]
+    real = store.storage.fs.cat_file
+    store.storage.fs.cat_file = lambda *args, **options: (tried.append(1), real(*args, **options))[1]
     for _ in range(3):
         with pytest.raises(StoreError):
             store.record("expert.law", KEY)
@@ -227,7 +227,7 @@ def test_a_storage_that_creates_what_exists_is_refused(uri: str) -> None:
 def test_another_process_is_seen_at_once(uri: str) -> None:
     """No listing, size or absence is remembered."""
     ours, theirs = ArtifactStore(uri), pickle.loads(pickle.dumps(ArtifactStore(uri)))
-    theirs._storage.fs = type(theirs._storage.fs)(use_listings_cache=False, skip_instance_cache=True)
+    theirs.storage.fs = type(theirs.storage.fs)(use_listings_cache=False, skip_instance_cache=True)
     assert ours.records() == [] == ours.artifacts()
     assert ours.record("expert.law", KEY) is None
     record = commit(theirs)
@@ -235,10 +235,10 @@ def test_another_process_is_seen_at_once(uri: str) -> None:
     assert ours.records() == [record]
     other = commit(theirs, stage="seed", ended=1.0)
     assert ours.records() == [other, record], "listed before"
-    theirs._storage.remove(f"{PLACE}/config.json")
+    theirs.storage.remove(f"{PLACE}/config.json")
     with pytest.raises(ArtifactDamaged, match=r"output config\.json is missing"):
         ours.record("expert.law", KEY)
-    theirs._storage.remove(f"{PLACE}/record.json")
+    theirs.storage.remove(f"{PLACE}/record.json")
     assert ours.records() == [other]
     lease = theirs.acquire(*SEED, "them")
     with pytest.raises(LeaseHeld, match="held by them"):

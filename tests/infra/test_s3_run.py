@@ -77,7 +77,7 @@ def test_a_run_on_s3_ends_with_the_bytes_of_a_local_one(
     # The report names where its artifacts lie, so its bytes are another store's own.
     same = {record.stage: record.digest for record in store.records() if record.stage != "report"}
     assert same == {stage: digest for stage, digest in digests(finished).items() if stage != "report"}
-    left = [name for name in store._storage.sizes("") if name.startswith("training/") or "/lease" in name]
+    left = [name for name in store.storage.sizes("") if name.startswith("training/") or "/lease" in name]
     assert left == []
     assert set(Path.cwd().iterdir()) == there
     assert not any((tmp_path / "cache").glob("bam/training/*/*/*"))
@@ -107,7 +107,7 @@ def test_ray_trains_through_faults_of_its_uploads(
     assert seed.attempt == 1
     kinds = [request["fault"] for request in s3.requests() if request["fault"]]
     assert set(kinds) >= {"500", "lost", "503", "cut"}, kinds
-    assert [name for name in store._storage.sizes("") if name.startswith("training/")] == []
+    assert [name for name in store.storage.sizes("") if name.startswith("training/")] == []
 
 
 @pytest.mark.long

@@ -69,8 +69,8 @@ def test_a_commit_that_stops_half_way_is_no_artifact(store: ArtifactStore, monke
             return call
 
         with monkeypatch.context() as patch:
-            patch.setattr(store._storage, "put", stopping(store._storage.put))
-            patch.setattr(store._storage, "write_atomic", stopping(store._storage.write_atomic))
+            patch.setattr(store.storage, "put", stopping(store.storage.put))
+            patch.setattr(store.storage, "write_atomic", stopping(store.storage.write_atomic))
             with pytest.raises(KeyboardInterrupt):
                 commit(store, {path: data + b"%d" % stop for path, data in FILES.items()})
         assert store.record("expert.law", KEY) is None
@@ -87,8 +87,8 @@ def test_forced_again_with_equal_bytes_touches_no_file_but_the_record(
     def refuse(*args: Any) -> None:
         raise AssertionError(f"touched {args}")
 
-    monkeypatch.setattr(store._storage, "put", refuse)
-    monkeypatch.setattr(store._storage, "remove", refuse)
+    monkeypatch.setattr(store.storage, "put", refuse)
+    monkeypatch.setattr(store.storage, "remove", refuse)
     again = commit(store, ended=7.0)
     assert ArtifactStore(uri).record("expert.law", KEY) == again
 
@@ -112,13 +112,13 @@ def test_an_equal_size_is_not_taken_for_equal_bytes(store: ArtifactStore) -> Non
 def test_the_record_goes_before_any_file_changes(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
     commit(store)
     seen = []
-    put = store._storage.put
+    put = store.storage.put
 
     def watching(file: Path, path: str) -> None:
         seen.append(store.record("expert.law", KEY))
         put(file, path)
 
-    monkeypatch.setattr(store._storage, "put", watching)
+    monkeypatch.setattr(store.storage, "put", watching)
     commit(store, {"model.safetensors": b"other", "config.json": b"{}"})
     assert seen == [None]
 
@@ -206,8 +206,8 @@ def test_the_newest_of_other_keys_is_found_by_reading_few(
     if not uri.startswith("s3:"):  # whose times are whole seconds
         last = commit(store, stage="seed", key="12" * 32)
         reads: list[str] = []
-        read = store._storage.read
-        monkeypatch.setattr(store._storage, "read", lambda path: (reads.append(path), read(path))[1])
+        read = store.storage.read
+        monkeypatch.setattr(store.storage, "read", lambda path: (reads.append(path), read(path))[1])
         assert store.newest("seed", but=KEY) == last
         assert len(reads) == 1
 

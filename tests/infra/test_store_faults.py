@@ -15,6 +15,7 @@ import pytest
 from store_kit import KEY, OTHER_KEY, PLACE, commit, store, uri, write
 
 from bam_core.errors import ArtifactDamaged, BamError, StoreError, UsageError
+from bam_core.graph.record import record_checksum
 from infra.store import ArtifactStore, hash_outputs
 
 __all__ = ["store", "uri"]  # fixtures
@@ -40,8 +41,14 @@ def test_the_stores_own_names_are_no_outputs(tmp_path: Path, name: str) -> None:
         hash_outputs(tmp_path)
 
 
-def edited(change: dict[str, Any]) -> Callable[[bytes], bytes]:
-    return lambda data: json.dumps(json.loads(data) | change).encode()
+def edited(change: dict[str, Any], *, sealed: bool = True) -> Callable[[bytes], bytes]:
+    """sealed: with the checksum of what it says now, as somebody who means it would write it."""
+
+    def write(data: bytes) -> bytes:
+        content = json.loads(data) | change
+        return json.dumps(content | ({"checksum": record_checksum(content)} if sealed else {})).encode()
+
+    return write
 
 
 @pytest.mark.parametrize(
@@ -55,6 +62,7 @@ def edited(change: dict[str, Any]) -> Callable[[bytes], bytes]:
         ("record.json", lambda data: b"", "record.json is not JSON"),
         ("record.json", lambda data: b"[]", "not a record of this version of bam"),
         ("record.json", lambda data: b"{}", "not a record of this version of bam"),
+        ("record.json", edited({"metrics": {"loss": 0.1}}, sealed=False), "its checksum differs"),
         ("record.json", edited({"schema": 99}), "schema 99; this version of bam reads 1"),
         ("record.json", edited({"payload": 3}), "not a record of this version of bam"),
         ("record.json", edited({"ended": "late"}), "not a record of this version of bam"),
@@ -197,6 +205,6 @@ def test_a_full_disk_says_what_to_do(store: ArtifactStore, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("infra.storage._write_synced", full)
-    monkeypatch.setattr(type(store._storage.fs), "pipe_file", full)
+    monkeypatch.setattr(type(store.storage.fs), "pipe_file", full)
     with pytest.raises(StoreError, match="No space left on device; free some space"):
         store.commit(store.localize(record), replace(record, ended=9.0))

@@ -13,7 +13,7 @@ import pytest
 
 from bam_core.checkpoint import open_tensors
 from bam_core.errors import ArtifactDamaged
-from bam_core.graph.record import Output, artifact_digest
+from bam_core.graph.record import Output, artifact_digest, record_checksum
 from bam_core.graph.stage import Resources
 from infra.store import ArtifactStore
 from tests.e2e.kit import Place
@@ -40,12 +40,17 @@ def outside(done: Place) -> Path:
     return file
 
 
+def write_sealed(path: Path, record: dict[str, Any]) -> None:
+    """With a checksum that holds, as somebody who means it would write it."""
+    path.write_text(json.dumps(record | {"checksum": record_checksum(record)}))
+
+
 def forge(folder: Path, path: str, content: bytes) -> None:
     """Add an output to the record, with the size and the digest of `content`."""
     record = json.loads((folder / "record.json").read_text())
     record["outputs"].append({"path": path, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()})
     record["digest"] = artifact_digest([Output(**output) for output in record["outputs"]])
-    (folder / "record.json").write_text(json.dumps(record))
+    write_sealed(folder / "record.json", record)
 
 
 @pytest.mark.parametrize("path", CLIMBING)
@@ -87,7 +92,7 @@ def test_a_record_that_names_no_artifact_is_named_and_no_other_one_suffers(
     folder = done.artifact("seed")
     record = json.loads((folder / "record.json").read_text())
     hostile = {"tokenizer": {"stage": "tokenizer", "key": name, "digest": ""}} if where == "inputs" else name
-    (folder / "record.json").write_text(json.dumps(record | {where: hostile}))
+    write_sealed(folder / "record.json", record | {where: hostile})
     plan = done.plan()
     assert plan.status == 0, plan.err
     assert plan.actions()["seed"] == "run"

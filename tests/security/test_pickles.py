@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from bam_core.graph.record import Output, artifact_digest
+from bam_core.graph.record import Output, artifact_digest, record_checksum
 from tests.e2e.kit import Place
 from tests.security import bombs
 from tests.security.processes import killed_in_training
@@ -162,7 +162,7 @@ def _forge_record(folder: Path) -> None:
         for file in _files(folder)
     ]
     record |= {"outputs": [vars(output) for output in outputs], "digest": artifact_digest(outputs)}
-    (folder / "record.json").write_text(json.dumps(record))
+    (folder / "record.json").write_text(json.dumps(record | {"checksum": record_checksum(record)}))
 
 
 _PICKLING = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
