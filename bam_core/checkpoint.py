@@ -12,7 +12,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,10 +23,10 @@ from bam_core.config import LAYOUT_VERSION, ModelConfig
 from bam_core.documents import read_json
 from bam_core.errors import ArtifactDamaged, InvalidInput, Problem, StoreError
 from bam_core.graph.record import require_inside
-from bam_core.nn.costs import params_active, params_total
 from bam_core.nn.lm import LM
 from bam_core.nn.shapes import Shape, tensor_shapes
 
+CARD = "MODEL_CARD.md"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -110,13 +110,17 @@ def read_config(folder: Path) -> ModelConfig:
         raise ArtifactDamaged(f"{path}: not the config of a model ({error})") from error
 
 
+def made_by(folder: Path) -> dict[str, Any]:
+    """What `write_model` kept of a model's provenance. Raises ArtifactDamaged if there is no config.json."""
+    found = read_json(folder / CONFIG).get("bam")
+    return found if isinstance(found, dict) else {}
+
+
 def read_digests(folder: Path) -> dict[str, str]:
     """Tensor name -> sha256 as written; empty for a folder from before digests were kept. Raises ArtifactDamaged."""
-    path = folder / CONFIG
-    made_by = read_json(path).get("bam")
-    digests = made_by.get("tensors", {}) if isinstance(made_by, dict) else {}
+    digests = made_by(folder).get("tensors", {})
     if not isinstance(digests, dict):
-        raise ArtifactDamaged(f"{path}: bam.tensors must map tensor names to sha256")
+        raise ArtifactDamaged(f"{folder / CONFIG}: bam.tensors must map tensor names to sha256")
     return {str(name): str(digest) for name, digest in digests.items()}
 
 
@@ -158,14 +162,15 @@ def write_model(
     tensors: Iterable[tuple[str, Tensor]],
     *,
     tokenizer: Path | None,
-    card: str,
+    card: str | None,
     provenance: Mapping[str, Any] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write a model folder, tensors as they come; one shard and the tensor that opens the next are held.
 
-    provenance: free-form JSON (stage, key ...), kept under `bam` in config.json, and with it, as `tensors`, the
-    sha256 of every tensor. config.json is written last.
+    card: None if the caller writes it when it knows what the tensors came to. provenance: free-form JSON (stage,
+    key ...), kept under `bam` in config.json, and with it, as `tensors`, the sha256 of every tensor. config.json is
+    written last.
     Raises InvalidInput, before the weights get their final names, unless the tensors are exactly the
     config's.
     """
@@ -188,9 +193,10 @@ def write_model(
     _name_shards(folder, shards, total_bytes)
     if tokenizer is not None:
         shutil.copyfile(tokenizer, folder / "tokenizer.json")
-    (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
-    made_by = dict(provenance or {}) | {"tensors": dict(sorted(digests.items()))}
-    _write_json(folder / CONFIG, config.to_json() | {"bam": made_by})
+    if card is not None:
+        (folder / CARD).write_text(card, encoding="utf-8")
+    kept = dict(provenance or {}) | {"tensors": dict(sorted(digests.items()))}
+    _write_json(folder / CONFIG, config.to_json() | {"bam": kept})
 
 
 def _write_shard(path: Path, shard: dict[str, Tensor]) -> None:
@@ -246,57 +252,3 @@ def tensor_sha256(tensor: Tensor) -> str:
     """Hex sha256 of the raw bytes, C order: of the very bytes that safetensors stores for this tensor."""
     bytes_N = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(bytes_N.numpy().data).hexdigest()
-
-
-def model_card(
-    *,
-    name: str,
-    what: str,
-    config: ModelConfig,
-    parents: Mapping[str, tuple[str, str]],
-    facts: Mapping[str, str],
-) -> str:
-    """Describe a model in Markdown.
-
-    what: one sentence. parents: role -> (stage, key) of what it was made from. facts: rows of the first
-    table, such as data and tokens.
-    """
-    attention, ffn = config.attention, config.ffn
-    sizes = {
-        "parameters": f"{params_total(config):,}, of which a token uses {params_active(config):,}",
-        "layers": f"{config.n_layers}, {config.residual} residual, width {config.d_model:,}",
-        "attention": f"{config.n_heads} heads, {config.n_kv_heads} of keys and values",
-        "FFN": f"SwiGLU of width {config.d_ff:,}",
-        "vocabulary, context": f"{config.vocab_size:,}, {config.max_seq_len:,} tokens",
-    }
-    if attention:
-        sizes["attention experts"] = f"{_experts(config, 'attention')}; {_KEYS_VALUES[attention.kv]}"
-    if ffn:
-        sizes["FFN experts"] = _experts(config, "ffn")
-    made_from = [f"- {role}: `{stage}`, key `{key}`" for role, (stage, key) in parents.items()]
-    return (
-        "\n\n".join(
-            [f"# {name}", what, _table(facts), "## Sizes", _table(sizes), "## Made from"]
-            + (["\n".join(made_from)] if made_from else ["Nothing: it started from random weights."])
-        )
-        + "\n"
-    )
-
-
-_KEYS_VALUES = {
-    "expert": "expert keys and values",
-    "shared": "shared keys and values",
-    "value_only": "expert values, shared queries and keys",
-}
-
-
-def _experts(config: ModelConfig, branch: Literal["attention", "ffn"]) -> str:
-    experts = config.attention if branch == "attention" else config.ffn
-    assert experts is not None, f"no {branch} experts"
-    names = ", ".join(config.expert_labels(branch))
-    only = "" if experts.layers is None else f"; in layers {', '.join(map(str, experts.layers))}"
-    return f"{names}; top {experts.top_k} of {experts.n_experts}, {experts.gate}{only}"
-
-
-def _table(rows: Mapping[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows.items())])

@@ -17,7 +17,7 @@ from pathlib import Path
 import bam_core
 
 VERSIONS = "submitted.json"
-SUFFIXES = frozenset({".py", ".typed", ".yaml", ".json", ".css", ".j2"})
+SUFFIXES = frozenset({".py", ".typed", ".yaml", ".json", ".css", ".js", ".html", ".j2"})
 """Of the code and what it reads; anything else that lies about in the checkout stays there."""
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 

@@ -1,184 +1,181 @@
-"""Edges and models in MLflow, and the rebuilding of both from records. Raises what MLflow raises.
+"""Edges and models in MLflow: what its own pages show of what was made from what. Raises what MLflow raises.
 
-Edges are written twice: as MLflow's own model and dataset links, which its pages show, and as tags
-(`bam.key`, `bam.parent.<role>`), since `search_runs` returns no links and there is no reverse index.
-Weights stay in our store: MLflow gets their address and small files only.
+Edges are written twice: as MLflow's own model and dataset links, and as tags (`infra.mlflow_runs`), since searches
+return no model inputs and there is no reverse index. Weights stay in our store: MLflow gets their address and small
+files only.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bam_core.graph.lineage import raw_sources
-from bam_core.graph.record import Record
+from bam_core.graph.record import InputRef, Record
 from bam_core.graph.stage import Stage
 from infra import mlflow_runs as runs
+from infra.mlflow_artifacts import Artifacts
+from infra.mlflow_catalog import Catalog, SeenModel, SeenRun
 from infra.provenance import mask_values
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput
 
-    from infra.mlflow_tracker import MlflowTracker
-
-MODEL_KINDS = frozenset({"seed", "expert", "mix", "edit", "train", "dense"})
-SYNCED = "synced"
-"""The pipeline of runs that were rebuilt from records, which do not say what pipeline they were made in."""
-_DIGEST_CHARS = 32  # MLflow allows 36
+SOURCE = "source."
+"""Begins the name of a dataset that is a text as it was found, before any stage of ours."""
+Folder = Callable[[], Path]
+"""Gives a local folder with an artifact's small files."""
+DIGEST_CHARS = 32  # MLflow allows 36
+AVERAGE = "average_perplexity"
 
 
 def is_model(record: Record) -> bool:
     """Whether the artifact is a model folder of ours."""
     paths = {output.path for output in record.outputs}
     has_weights = any(path.startswith("model") and path.endswith(".safetensors") for path in paths)
-    return record.stage.partition(".")[0] in MODEL_KINDS and "config.json" in paths and has_weights
-
-
-def link_inputs(
-    client: MlflowClient,
-    run_id: str,
-    stage: Stage,
-    inputs: Mapping[str, Record],
-    artifact_uri: Callable[[str, str], str],
-) -> dict[str, str]:
-    """Write the edges into a run. Returns input stage -> model id of those inputs that are models."""
-    from mlflow.entities import LoggedModelInput
-
-    models: dict[str, str] = {}
-    datasets = [
-        _dataset(f"source.{source.domain}", source.digest, source.spec, "source")
-        for source in raw_sources(stage.config)
-    ]
-    for record in inputs.values():
-        if is_model(record) and (model_id := find_model(client, record)) is not None:
-            models[record.stage] = model_id
-        elif record.stage.startswith("data."):
-            address = {"uri": artifact_uri(record.stage, record.key)}
-            datasets.append(_dataset(record.stage, record.digest, address, stage.function))
-    linked = {link.model_id for link in client.get_run(run_id).inputs.model_inputs}
-    new = [LoggedModelInput(model_id) for model_id in models.values() if model_id not in linked]
-    if new or datasets:
-        client.log_inputs(run_id, datasets=datasets, models=new)
-    return models
+    return runs.may_be_model(record.stage) and "config.json" in paths and has_weights
 
 
 def find_model(client: MlflowClient, record: Record) -> str | None:
     """The READY LoggedModel of exactly these bytes, in any of our experiments."""
-    tags = runs.condition({"bam.key": record.key, "bam.digest": record.digest})
-    found = client.search_logged_models(runs.experiment_ids(client), tags)
-    return next((str(model.model_id) for model in found if model.status == "READY"), None)
+    found = Catalog(client).model(record.key, record.digest)
+    return found.model_id if found is not None and found.status == "READY" else None
 
 
-def model_pages(client: MlflowClient, models: Mapping[str, str]) -> dict[str, str]:
-    """Stage -> where MLflow shows its model, for links between pages."""
-    found = {stage: client.get_logged_model(model_id) for stage, model_id in models.items()}
-    return {stage: f"#/experiments/{m.experiment_id}/models/{m.model_id}" for stage, m in found.items()}
+def input_models(catalog: Catalog, inputs: Mapping[str, InputRef]) -> dict[str, str]:
+    """Stage -> id of the model of exactly the bytes that were read, for those inputs that are models."""
+    found = {}
+    for ref in inputs.values():
+        model = catalog.model(ref.key, ref.digest) if runs.may_be_model(ref.stage) else None
+        if model is not None and model.status == "READY":
+            found[ref.stage] = model.model_id
+    return found
+
+
+def link_inputs(
+    catalog: Catalog,
+    run: SeenRun,
+    stage: Stage,
+    inputs: Mapping[str, InputRef],
+    models: Collection[str],
+    linked: Collection[str],
+    artifact_uri: Callable[[str, str], str],
+) -> None:
+    """Write what the run lacks of its edges. models: ids of its input models, of which `linked` are there."""
+    from mlflow.entities import LoggedModelInput
+
+    datasets = [
+        _dataset(f"{SOURCE}{source.domain}", source.digest, source.spec, "source")
+        for source in raw_sources(stage.config)
+    ]
+    datasets += [
+        _dataset(ref.stage, ref.digest, {"uri": artifact_uri(ref.stage, ref.key), "key": ref.key}, stage.function)
+        for ref in inputs.values()
+        if ref.stage.startswith("data.")
+    ]
+    new = [entry for entry in datasets if (entry.dataset.name, entry.dataset.digest) not in run.datasets]
+    links = [LoggedModelInput(model_id) for model_id in models if model_id not in linked]
+    if new or links:
+        catalog.client.log_inputs(run.run_id, datasets=new, models=links)
+        run.datasets |= {(entry.dataset.name, entry.dataset.digest) for entry in new}
 
 
 def log_model(
-    client: MlflowClient, handle: Mapping[str, Any], record: Record, folder: Path, tags: Mapping[str, str]
-) -> str | None:
+    catalog: Catalog, run: SeenRun, record: Record, folder: Folder, tags: Mapping[str, str]
+) -> SeenModel | None:
     """The artifact's LoggedModel as an output of the run: made now, or found if its bytes were made before.
 
-    None when the artifact is not a model. tags: of a model made now.
+    None when the artifact is not a model. One that was begun and not finished is finished. folder: asked for only if
+    something is written.
     """
     from mlflow.entities import LoggedModelOutput
 
     if not is_model(record):
         return None
-    run_id = handle["run_id"]
-    model_id = find_model(client, record) or _create_model(client, handle, record, folder, tags)
-    if model_id not in {link.model_id for link in client.get_run(run_id).outputs.model_outputs}:
-        client.log_outputs(run_id, [LoggedModelOutput(model_id, runs.last_step(client, run_id))])
-    return model_id
+    model = catalog.model(record.key, record.digest)
+    if model is None or model.status != "READY":
+        model = _complete(catalog, model or _begin(catalog, run, record, folder(), tags), folder())
+    if model.model_id not in run.outputs:
+        step = runs.final_step(folder())
+        catalog.client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, step)])
+        run.outputs[model.model_id] = step
+    return model
 
 
-def log_scores(client: MlflowClient, handle: Mapping[str, Any], record: Record, folder: Path) -> None:
-    """Give each evaluated model its perplexities, on its own page and in the run that made it."""
-    if record.stage.partition(".")[0] != "evaluate":
-        return
-    scores = json.loads((folder / "perplexity.json").read_text())["models"]
-    for stage, model_id in handle["models"].items():
-        if stage in scores:
-            domains = scores[stage]["domains"]
-            figures = {f"perplexity/{domain}": found["perplexity"] for domain, found in domains.items()}
-            figures["average_perplexity"] = scores[stage]["average_perplexity"]
-            source = client.get_logged_model(model_id).source_run_id
-            runs.log_metrics(client, source, figures, runs.last_step(client, source), model_id)
+def log_scores(
+    catalog: Catalog, models: Mapping[str, str], record: Record, folder: Folder, *, only_missing: bool = False
+) -> bool:
+    """Give each evaluated model its perplexities, on its own page and in the run that made it. Returns whether it did.
 
-
-@dataclass(frozen=True)
-class Synced:
-    """made: stages whose run was written now. present: how many were there already."""
-
-    made: tuple[str, ...]
-    present: int
-
-    @property
-    def total(self) -> int:
-        return len(self.made) + self.present
-
-
-def sync(records: Iterable[Record], tracker: MlflowTracker, folder_of: Callable[[Record], Path]) -> Synced:
-    """Write what MLflow lacks of these records; again, it writes nothing.
-
-    A run that was cut off is finished where it is; the others go into the experiment `bam/synced`.
-    folder_of: a local folder with the artifact's outputs.
+    models: stage -> model id, of the inputs of `record`. only_missing: those that have none.
     """
-    ordered = sorted(records, key=lambda record: record.ended)
-    known = {(record.stage, record.key): record for record in ordered}
-    made = []
-    for record in ordered:
-        experiments = runs.experiment_ids(tracker.client)
-        whole = {"bam.key": record.key, "bam.digest": record.digest}
-        if experiments and runs.runs_with(tracker.client, experiments, whole, "= 'FINISHED'"):
-            continue
-        found = {role: known.get((ref.stage, ref.key)) for role, ref in record.inputs.items()}
-        inputs = {role: parent for role, parent in found.items() if parent is not None}
-        payload = record.payload
-        stage = Stage(record.stage, payload["function"], payload["version"], payload["config"])
-        parent = _parent_of_cut_off_run(tracker, experiments, record.key)
-        handle = tracker.open_stage(parent, stage, record.key, inputs, record.started)
-        tracker.close_stage(handle, record, folder_of(record))
-        made.append(record.stage)
-    return Synced(tuple(made), len(ordered) - len(made))
+    if record.stage.partition(".")[0] != "evaluate":
+        return False
+    wanted = {stage: catalog.model_of_id(model_id) for stage, model_id in models.items()}
+    if only_missing:
+        wanted = {stage: model for stage, model in wanted.items() if AVERAGE not in model.metrics}
+    path = folder() / "perplexity.json" if wanted else None
+    if path is None or not path.is_file():
+        return False
+    scores, told = json.loads(path.read_text())["models"], False
+    for stage, model in wanted.items():
+        run = catalog.run(model.source_run_id)
+        if stage in scores and run is not None:
+            found = scores[stage]["domains"]
+            figures = {f"perplexity/{domain}": found[domain]["perplexity"] for domain in found}
+            figures[AVERAGE] = scores[stage][AVERAGE]
+            step = run.outputs.get(model.model_id, 0)
+            runs.log_metrics(catalog.client, run.run_id, figures, step, model.model_id, record.ended)
+            model.metrics |= figures.keys()
+            told = True
+    return told
 
 
-def _parent_of_cut_off_run(tracker: MlflowTracker, experiments: list[str], key: str) -> dict[str, Any]:
-    left = experiments and runs.runs_with(tracker.client, experiments, {"bam.key": key}, "!= 'FINISHED'")
-    if not left:
-        return {"experiment_id": tracker.experiment(SYNCED), "run_id": None}
-    run = left[0]
-    return {"experiment_id": run.info.experiment_id, "run_id": run.data.tags.get(runs.PARENT_RUN)}
+def mend_tags(catalog: Catalog, model: SeenModel, tags: Mapping[str, str]) -> bool:
+    """Write the tags that a model lacks, or has otherwise. Returns whether there were any.
+
+    Only of the run that made it: equal bytes that were made again stay one model, and say of whom they were first.
+    """
+    run = catalog.run(model.source_run_id)
+    if run is not None and run.tags.get(runs.ATTEMPT) != tags.get(runs.ATTEMPT):
+        return False
+    new = {name: value for name, value in tags.items() if model.tags.get(name) != value}
+    if new:
+        catalog.client.set_logged_model_tags(model.model_id, new)
+        model.tags |= new
+    return bool(new)
 
 
-def _create_model(
-    client: MlflowClient, handle: Mapping[str, Any], record: Record, folder: Path, tags: Mapping[str, str]
-) -> str:
+def _begin(catalog: Catalog, run: SeenRun, record: Record, folder: Path, tags: Mapping[str, str]) -> SeenModel:
     config = json.loads((folder / "config.json").read_text())
     config.pop("bam", None)  # where the folder came from; the tags say it
-    created = client.create_logged_model(
-        handle["experiment_id"],
+    created = catalog.client.create_logged_model(
+        run.experiment_id,
         name=record.stage.replace(".", "-"),  # MLflow allows no dot here
-        source_run_id=handle["run_id"],
+        source_run_id=run.run_id,
         tags=dict(tags),
         params=runs.flat_texts(config),
         model_type="mixture" if config.get("attention") or config.get("ffn") else "dense",
     )
-    for name in runs.MODEL_FILES:
-        if (folder / name).is_file():
-            client.log_model_artifact(created.model_id, str(folder / name))
-    client.finalize_logged_model(created.model_id, "READY")
-    return str(created.model_id)
+    files = created.artifact_location
+    model = SeenModel(created.model_id, run.experiment_id, "PENDING", files, run.run_id, dict(tags))
+    catalog.add_model(model)
+    return model
+
+
+def _complete(catalog: Catalog, model: SeenModel, folder: Path) -> SeenModel:
+    Artifacts(model.files, catalog.client.tracking_uri).add_model_files(folder)
+    catalog.client.finalize_logged_model(model.model_id, "READY")
+    model.status = "READY"
+    return model
 
 
 def _dataset(name: str, digest: str, source: Mapping[str, Any], context: str) -> DatasetInput:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     text = json.dumps(mask_values(source), sort_keys=True)
-    dataset = Dataset(name, digest[:_DIGEST_CHARS], "bam", text, profile=json.dumps({"digest": digest}))
+    dataset = Dataset(name, digest[:DIGEST_CHARS], "bam", text, profile=json.dumps({"digest": digest}))
     return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])

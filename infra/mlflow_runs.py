@@ -1,43 +1,74 @@
-"""What one MLflow run shows of a stage: tags, parameters, curves, files, words. Raises what MLflow raises."""
+"""What one MLflow run shows of a stage: tags, parameters, curves, files. Raises what MLflow raises."""
 
 from __future__ import annotations
 
 import json
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from math import isfinite
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from bam_core.graph.lineage import NodeId
 from bam_core.graph.record import InputRef, Record
+from infra.provenance import mask_values
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Metric, Param
 
 EXPERIMENTS = "bam/"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Makes MLflow's pages show runs and models first, not traces of language-model applications."""
 NOTE = "mlflow.note.content"
 PARENT_RUN = "mlflow.parentRunId"
-MODEL_FILES = ("config.json", "MODEL_CARD.md")
-"""Small files of a model folder that go to the model's own page."""
+STAGE, KEY, DIGEST, ARTIFACT, ATTEMPT = "bam.stage", "bam.key", "bam.digest", "bam.artifact", "bam.attempt"
+RUN, PIPELINE = "bam.run", "bam.pipeline"
+ORIGIN, ADOPTED_FROM = "bam.origin", "bam.adopted_from"
+PARENT, READ, ANCESTOR = "bam.parent.", "bam.read.", "bam.ancestor."
+"""Before a role: key of what fills it; its stage and the digest of what was read, `stage@digest`. Before the stage of
+anything that it was made from: its key, so that one search finds all that was made from it."""
 
-MAX_FILE_BYTES = 8_000_000
-_SMALL_FILES = frozenset({".json", ".html", ".csv", ".svg", ".md"})
-_KEPT_IN_STORE = frozenset({"tokenizer.json", "model.safetensors.index.json"})
-_MAX_FILES_LISTED = 40
+MODEL_KINDS = frozenset({"seed", "expert", "adopted", "mix", "edit", "train", "dense"})
 
 # MLflow's limits.
-_BATCH, _METRIC_BATCH = 100, 1000
-_NAME_CHARS, _TAG_CHARS, _PARAM_CHARS = 250, 8000, 6000
+_BATCH, _TOTAL_BATCH = 100, 1000
+TAG_CHARS = 8000
+_NAME_CHARS, _PARAM_CHARS = 250, 6000
 _BAD_NAME_CHARS = re.compile(r"[^\w\-. /:]")
 
 
+def may_be_model(stage: str) -> bool:
+    """Whether a stage of this name makes models."""
+    return stage.partition(".")[0] in MODEL_KINDS
+
+
 def identity_tags(stage: str, key: str, inputs: Mapping[str, Record | InputRef], artifact: str) -> dict[str, str]:
-    """What a run or model is and was made from, for searches."""
-    parents = {f"bam.parent.{role}": parent.key for role, parent in inputs.items()}
-    return {"bam.stage": stage, "bam.key": key, "bam.artifact": artifact, **parents}
+    """What a run or model is and was made from, for searches and to read the graph back."""
+    parents = {_name(f"{PARENT}{role}"): parent.key for role, parent in inputs.items()}
+    read = {_name(f"{READ}{role}"): f"{parent.stage}@{parent.digest}" for role, parent in inputs.items()}
+    return {STAGE: stage, KEY: key, ARTIFACT: artifact, **parents, **read}
+
+
+def ancestor_tags(ancestors: Iterable[NodeId]) -> dict[str, str]:
+    """Of a stage that is there under several keys, the first has the plain name and others have their key in it."""
+    tags: dict[str, str] = {}
+    for stage, key in sorted(ancestors):
+        name = _name(f"{ANCESTOR}{stage}")
+        tags[name if name not in tags else f"{name}:{key[:12]}"] = key
+    return tags
+
+
+def run_tags(run: Any, pipeline: Any) -> dict[str, str]:
+    """Which run of which recipe made it, as far as it is known."""
+    return {name: str(value) for name, value in ((RUN, run), (PIPELINE, pipeline)) if value}
+
+
+def foreign_tags(config: Mapping[str, Any]) -> dict[str, str]:
+    """Of an adopted artifact: what it is in the store that it came from."""
+    origin = config.get("origin")
+    return {ORIGIN: json.dumps(origin, sort_keys=True)} if isinstance(origin, Mapping) else {}
 
 
 def origin_tags(provenance: Mapping[str, Any]) -> dict[str, str]:
@@ -50,6 +81,7 @@ def origin_tags(provenance: Mapping[str, Any]) -> dict[str, str]:
         "mlflow.source.git.commit": provenance.get("git_commit"),
         "bam.host": provenance.get("host"),
         "bam.dirty_diff_sha256": provenance.get("dirty_diff_sha256"),
+        ADOPTED_FROM: provenance.get("adopted_from"),
     }
     return {name: str(value) for name, value in tags.items() if value}
 
@@ -57,24 +89,40 @@ def origin_tags(provenance: Mapping[str, Any]) -> dict[str, str]:
 def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
     from mlflow.entities import RunTag
 
-    entries = [RunTag(name, value[:_TAG_CHARS]) for name, value in tags.items()]
+    entries = [RunTag(name, value[:TAG_CHARS]) for name, value in tags.items()]
     for batch in _batches(entries, _BATCH):
         client.log_batch(run_id, tags=batch)
 
 
 def log_params(client: MlflowClient, run_id: str, config: Mapping[str, Any], known: Collection[str] = ()) -> None:
     """Flat scalars. Parameters are write-once: those that a reopened run has are `known`."""
-    from mlflow.entities import Param
+    log_all(client, run_id, _params(config, known), [])
 
-    params = [Param(_name(name), text[:_PARAM_CHARS]) for name, text in flat_texts(config).items()]
-    for batch in _batches([param for param in params if param.key not in known], _BATCH):
-        client.log_batch(run_id, params=batch)
+
+def log_all(client: MlflowClient, run_id: str, params: list[Param], metrics: list[Metric]) -> None:
+    """In as few calls as MLflow takes them."""
+    while params or metrics:
+        some = params[:_BATCH]
+        most = _TOTAL_BATCH - len(some)
+        client.log_batch(run_id, metrics=metrics[:most], params=some)
+        params, metrics = params[_BATCH:], metrics[most:]
+
+
+def param_names(config: Mapping[str, Any]) -> set[str]:
+    return {_name(name) for name in flat_texts(config)}
 
 
 def flat_texts(config: Mapping[str, Any]) -> dict[str, str]:
     """Leaves of a nested configuration by dotted path, as text; a list is one leaf."""
     leaves = _flatten(config, ".")
     return {name: value if isinstance(value, str) else json.dumps(_like_json(value)) for name, value in leaves}
+
+
+def _params(config: Mapping[str, Any], known: Collection[str]) -> list[Param]:
+    from mlflow.entities import Param
+
+    named = {_name(name): text[:_PARAM_CHARS] for name, text in flat_texts(config).items()}
+    return [Param(name, text) for name, text in named.items() if name not in known]
 
 
 def _like_json(value: Any) -> Any:
@@ -85,88 +133,76 @@ def _like_json(value: Any) -> Any:
 
 
 def log_metrics(
-    client: MlflowClient, run_id: str, metrics: Mapping[str, Any], step: int, model_id: str | None = None
+    client: MlflowClient,
+    run_id: str,
+    metrics: Mapping[str, Any],
+    step: int,
+    model_id: str | None = None,
+    at: float | None = None,
 ) -> None:
-    """Numbers only; other values are in the record. With a model id they show on the model's page as well."""
-    if entries := _metrics(metrics, step, model_id):
-        client.log_batch(run_id, metrics=entries)
+    """Numbers only; other values are in the record. With a model id they show on the model's page as well.
+
+    at: seconds since the epoch, now by default. What is told twice under the same time is there once.
+    """
+    log_all(client, run_id, [], _metrics(metrics, step, time.time() if at is None else at, model_id))
 
 
-def log_history(client: MlflowClient, run_id: str, folder: Path) -> None:
-    """Complete the curves from `training.json`: live figures are sampled, and a synced run has none."""
-    path = folder / "training.json"
-    history = json.loads(path.read_text()).get("history", []) if path.is_file() else []
-    live = {metric.step for metric in client.get_metric_history(run_id, "loss")} if history else set()
+def log_results(
+    client: MlflowClient,
+    run_id: str,
+    record: Record,
+    folder: Path,
+    model_id: str | None,
+    known_params: Collection[str],
+    *,
+    is_told: bool,
+    is_live: bool,
+) -> None:
+    """Parameters; curves from `training.json`, but for points that were told live; the record's figures at their end.
+
+    is_told: whether the run may have any such point. is_live: the record was made just now, and not a while ago.
+    """
+    history = _history(folder)
+    names = {"loss", *(history[-1] if history else ())} if is_told else set()
+    told = {name: _steps(client, run_id, name) for name in names}
+    end = max(final_step(folder), *told.get("loss", ()), 0)
     entries: list[Metric] = []
     for row in history:
-        if row["step"] not in live:
-            entries += _metrics({name: row[name] for name in row if name != "step"}, row["step"])
-    for batch in _batches(entries, _METRIC_BATCH):
-        client.log_batch(run_id, metrics=batch)
+        at = record.started + record.seconds * row["step"] / max(end, 1)
+        there = {name for name in row if row["step"] in told.get(name, ())} | {"step"}
+        if row["step"] == end:
+            there |= {name for name in row if record.metrics.get(name) == row[name]}
+        entries += _metrics({name: row[name] for name in row if name not in there}, row["step"], at)
+    # Of several figures of one step MLflow shows the newest, by clocks that may differ.
+    entries += _metrics(record.metrics, end, max(record.ended, time.time()) if is_live else record.ended, model_id)
+    log_all(client, run_id, _params(mask_values(record.payload.get("config", {})), known_params), entries)
 
 
-def last_step(client: MlflowClient, run_id: str) -> int:
-    """The step of the newest loss, so that final figures end its curve; 0 without one."""
-    return max((metric.step for metric in client.get_metric_history(run_id, "loss")), default=0)
+def _steps(client: MlflowClient, run_id: str, metric: str) -> set[int]:
+    return {point.step for point in client.get_metric_history(run_id, metric)}
 
 
-def log_files(client: MlflowClient, run_id: str, record: Record, folder: Path, is_model: bool) -> None:
-    """Small files that a person reads: tables, figures, the report. Weights and shards stay in the store."""
-    left_out = _KEPT_IN_STORE.union(MODEL_FILES if is_model else ())
-    for output in record.outputs:
-        path = PurePosixPath(output.path)
-        if path.suffix in _SMALL_FILES and output.size <= MAX_FILE_BYTES and output.path not in left_out:
-            parent = None if path.parent == PurePosixPath(".") else str(path.parent)
-            client.log_artifact(run_id, str(folder / path), parent)
+def final_step(folder: Path) -> int:
+    """The last step of a training, so that final figures end its curve; 0 of anything else."""
+    history = _history(folder)
+    return int(history[-1]["step"]) if history else 0
 
 
-def describe(record: Record, artifact: str, pages: Mapping[str, str]) -> str:
-    """Markdown for the page of a run or model: what it is, what it was made from, its files.
-
-    pages: input stage -> the part of an MLflow address after its host, for those inputs that have a page.
-    """
-    name = f"{record.stage}@{record.key[:12]}"
-    parents = []
-    for role, ref in record.inputs.items():
-        parent = f"`{ref.stage}@{ref.key[:12]}`"
-        parents.append(f"| {role} | {f'[{parent}]({pages[ref.stage]})' if ref.stage in pages else parent} |")
-    files = [f"| `{output.path}` | {output.size:,} |" for output in record.outputs[:_MAX_FILES_LISTED]]
-    if (more := len(record.outputs) - _MAX_FILES_LISTED) > 0:
-        files.append(f"| and {more} more | |")
-    lines = [
-        f"**{record.stage}**, made in {record.seconds:,.1f} s, attempt {record.attempt}.",
-        "",
-        f"- artifact: `{artifact}`",
-        f"- what made it: `bam lineage {name}`",
-        "",
-        *(["| input | artifact |", "|---|---|", *parents, ""] if parents else []),
-        "| file | bytes |",
-        "|---|---:|",
-        *files,
-    ]
-    return "\n".join(lines)[:_TAG_CHARS]
+def _history(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "training.json"
+    found: list[dict[str, Any]] = json.loads(path.read_text()).get("history", []) if path.is_file() else []
+    return found
 
 
 def condition(tags: Mapping[str, str]) -> str:
     """MLflow's filter for runs or models that carry all these tags."""
+    assert not any("'" in value or "`" in name for name, value in tags.items()), f"cannot be searched for: {tags}"
     return " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-
-
-def runs_with(client: MlflowClient, experiment_ids: list[str], tags: Mapping[str, str], status: str) -> list[Run]:
-    """Runs with all these tags and a status such as `= 'RUNNING'`, newest first."""
-    return list(client.search_runs(experiment_ids, f"{condition(tags)} and attributes.status {status}"))
 
 
 def experiment_ids(client: MlflowClient) -> list[str]:
     """All experiments of ours."""
     return [found.experiment_id for found in client.search_experiments(filter_string=f"name LIKE '{EXPERIMENTS}%'")]
-
-
-def retire_vanished_parent(client: MlflowClient, run: Run, parent_id: str | None) -> None:
-    """Close the pipeline run of a driver that was killed: it left open a stage that is now another's."""
-    old = run.data.tags.get(PARENT_RUN)
-    if run.info.status == "RUNNING" and old and old != parent_id and client.get_run(old).info.status == "RUNNING":
-        client.set_terminated(old, "KILLED")
 
 
 def _flatten(values: Mapping[str, Any], join: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -178,15 +214,19 @@ def _flatten(values: Mapping[str, Any], join: str, prefix: str = "") -> Iterator
             yield path, value
 
 
-def _metrics(metrics: Mapping[str, Any], step: int, model_id: str | None = None) -> list[Metric]:
+def _metrics(metrics: Mapping[str, Any], step: int, at: float, model_id: str | None = None) -> list[Metric]:
     from mlflow.entities import Metric
 
-    now = int(time.time() * 1000)
     return [
-        Metric(_name(name), float(value), now, step, model_id)
+        Metric(_name(name), float(value), milliseconds(at), step, model_id)
         for name, value in _flatten(metrics, "/")
         if isinstance(value, int | float) and not isinstance(value, bool)
     ]
+
+
+def milliseconds(at: float) -> int:
+    """Of a time in seconds since the epoch, whatever a record says that it is: MLflow knows no time before it."""
+    return int(at * 1000) if isfinite(at) and at > 0 else 0
 
 
 def _name(text: str) -> str:

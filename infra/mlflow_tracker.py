@@ -1,12 +1,12 @@
-"""MLflow as a view for people: a run per pipeline, a nested run per stage, a LoggedModel per model.
+"""MLflow as a view for people, told while a pipeline runs: implements `protocols.Tracker` on `infra.mlflow_view`.
 
 Invariants: no method of the port raises - the first failure warns once, then this process leaves MLflow
-alone; nothing here decides reuse; handles are plain JSON, so any process can go on with a run; no active-run
-globals, so there is never a second run.
+alone; nothing here decides reuse.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import sys
@@ -16,29 +16,26 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from bam_core.errors import StoreError
 from bam_core.graph.record import Record
 from bam_core.graph.stage import Stage
 from bam_core.protocols import Metrics, Tracker
-from infra import mlflow_lineage as lineage
 from infra import mlflow_runs as runs
-from infra.mlflow_connect import (
-    absolute_tracking_uri,
-    artifact_root,
-    connect,
-    default_tracking_uri,
-    local_path,
-)
-from infra.mlflow_trials import log_trials
-from infra.provenance import capture, mask_text, mask_values
+from infra.adopting import foreign_records
+from infra.ancestry import Ancestry, in_storage
+from infra.mlflow_catalog import Catalog
+from infra.mlflow_connect import absolute_tracking_uri, connect, default_tracking_uri, local_path
+from infra.mlflow_view import ERROR, RUN_STATUS, ForeignOf, Handle, View
+from infra.provenance import capture, mask_text
+from infra.store import ArtifactStore
+from infra.system_metrics import SystemMetrics
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-Handle = Mapping[str, Any]
 WarningsSink = Callable[[str], None]
 Result = TypeVar("Result")
 
-RUN_STATUS = {"done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 _log_warning: WarningsSink = logging.getLogger("bam.mlflow").warning
 
 
@@ -97,7 +94,7 @@ def _never_raises(nothing: Callable[[], Any]) -> Callable[[Callable[..., Result]
 class MlflowTracker:
     """`protocols.Tracker` on an MLflow server or SQLite file. Picklable; safe to use from several threads.
 
-    Handles: {run_id, parent_run_id, experiment_id, models}; models: stage -> model id of each input model.
+    Handles: see `View`.
     """
 
     def __init__(self, tracking_uri: str, store_uri: str, warnings_sink: WarningsSink | None = None) -> None:
@@ -106,6 +103,7 @@ class MlflowTracker:
         self.is_down = False
         self._warn = warnings_sink or _log_warning
         self._client: MlflowClient | None = None
+        self._watching: dict[str, SystemMetrics] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -114,32 +112,34 @@ class MlflowTracker:
 
     @_never_raises(dict)
     def start_pipeline(self, pipeline: str, run: str, recipe: Mapping[str, Any]) -> Handle:
-        recipe = mask_values(recipe)
-        experiment_id = self.experiment(pipeline)
-        note = f"Pipeline `{pipeline}`, run `{run}`. Each nested run is a stage that this run made."
-        tags = {
-            "bam.run": run,
-            "bam.pipeline": pipeline,
-            "bam.store": mask_text(self.store_uri),
-            runs.NOTE: note,
-        }
-        run_id = self.client.create_run(experiment_id, run_name=run, tags=tags).info.run_id
-        runs.set_tags(self.client, run_id, runs.origin_tags(capture(sys.argv)))
-        runs.log_params(self.client, run_id, recipe)
-        self.client.log_dict(run_id, recipe, "recipe.yaml")
-        return {"run_id": run_id, "parent_run_id": None, "experiment_id": experiment_id, "models": {}}
+        opened = self.live.open_pipeline(pipeline, run, recipe, capture(sys.argv), time.time())
+        handle = {"run_id": opened.run_id, "parent_run_id": None, "experiment_id": opened.experiment_id}
+        return {**handle, "run": run, "pipeline": pipeline}
 
     @_never_raises(lambda: None)
     def end_pipeline(self, handle: Handle, status: str) -> None:
         run_id = handle["run_id"]
-        nested = {runs.PARENT_RUN: run_id}
-        for left in runs.runs_with(self.client, [handle["experiment_id"]], nested, "= 'RUNNING'"):
-            self.client.set_terminated(left.info.run_id, "KILLED")
-        self.client.set_terminated(run_id, RUN_STATUS[status])
+        for left in self.live.catalog.nested_in(run_id):
+            if left.status == "RUNNING":
+                self.client.set_terminated(left.run_id, "KILLED")
+        noted = None
+        with contextlib.suppress(StoreError):  # then its page lacks some words, and a sync writes them
+            noted = self._store.runs.read(handle["run"])
+        opened = self.live.catalog.run(run_id)
+        if noted is None or opened is None:
+            self.client.set_terminated(run_id, RUN_STATUS[status])
+        else:
+            self.live.close_pipeline(opened, noted, RUN_STATUS[status])
 
     @_never_raises(dict)
     def start_stage(self, parent: Handle, stage: Stage, key: str, inputs: Mapping[str, Record]) -> Handle:
-        return self.open_stage(parent, stage, key, inputs, started=time.time())
+        refs = {role: record.ref for role, record in inputs.items()}
+        handle = self.live.open_stage(parent, stage, key, refs, time.time())
+        watching = SystemMetrics(functools.partial(self.log, handle), handle["started"])
+        with self._lock:
+            self._watching[handle["run_id"]] = watching
+        watching.start()
+        return handle
 
     @_never_raises(lambda: None)
     def log(self, handle: Handle, step: int, metrics: Metrics) -> None:
@@ -147,11 +147,13 @@ class MlflowTracker:
 
     @_never_raises(dict)
     def end_stage(self, handle: Handle, record: Record, folder: Path) -> Mapping[str, Any]:
-        return self.close_stage(handle, record, folder)
+        self._unwatch(handle)
+        return self.live.close_stage(handle, record, folder)
 
     @_never_raises(lambda: None)
     def fail_stage(self, handle: Handle, error: str) -> None:
-        runs.set_tags(self.client, handle["run_id"], {"bam.error": mask_text(error)})
+        self._unwatch(handle)
+        runs.set_tags(self.client, handle["run_id"], {ERROR: mask_text(error)})
         self.client.set_terminated(handle["run_id"], "FAILED")
 
     def give_up(self, error: Exception) -> None:
@@ -165,6 +167,12 @@ class MlflowTracker:
                 f"{mask_text(reason)[:300]} (`bam lineage sync` fills it in later)"
             )
 
+    def _unwatch(self, handle: Handle) -> None:
+        with self._lock:
+            watching = self._watching.pop(handle["run_id"], None)
+        if watching is not None:
+            watching.stop()
+
     # What follows does the work and raises what MLflow raises: `bam lineage sync` wants to know.
 
     @property
@@ -175,66 +183,20 @@ class MlflowTracker:
                 self._client = connect(self.tracking_uri)
             return self._client
 
-    def experiment(self, pipeline: str) -> str:
-        """The id of the pipeline's experiment, made when absent."""
-        from mlflow.exceptions import MlflowException
+    def view(
+        self, catalog: Catalog, ancestry: Ancestry, folder_of: Callable[[Record], Path], foreign_of: ForeignOf
+    ) -> View:
+        return View(catalog, ancestry, folder_of, foreign_of, self.tracking_uri, self.store_uri)
 
-        name = f"{runs.EXPERIMENTS}{pipeline}"
-        if (found := self.client.get_experiment_by_name(name)) is None:
-            root = artifact_root(self.tracking_uri)
-            location = None if root is None else (root / pipeline).as_uri()
-            try:
-                return str(self.client.create_experiment(name, location, runs.EXPERIMENT_TAGS))
-            except MlflowException:  # another process was first
-                if (found := self.client.get_experiment_by_name(name)) is None:
-                    raise
-        return str(found.experiment_id)
+    @functools.cached_property
+    def _store(self) -> ArtifactStore:
+        return ArtifactStore(self.store_uri)
 
-    def open_stage(
-        self, parent: Handle, stage: Stage, key: str, inputs: Mapping[str, Record], started: float
-    ) -> Handle:
-        """Open the stage's run, or reopen one that was left unfinished. started: epoch seconds."""
-        client, experiment_id, parent_id = self.client, parent["experiment_id"], parent["run_id"]
-        tags = runs.identity_tags(stage.name, key, inputs, self.artifact_uri(stage.name, key))
-        if parent_id:
-            tags[runs.PARENT_RUN] = parent_id
-        left = runs.runs_with(client, [experiment_id], {"bam.key": key}, "!= 'FINISHED'")
-        if left:
-            run_id = left[0].info.run_id
-            runs.retire_vanished_parent(client, left[0], parent_id)
-            client.update_run(run_id, "RUNNING")
-            runs.set_tags(client, run_id, tags)
-        else:
-            run_id = client.create_run(experiment_id, int(started * 1000), tags, stage.name).info.run_id
-        runs.log_params(client, run_id, mask_values(stage.config), known=left[0].data.params if left else ())
-        models = lineage.link_inputs(client, run_id, stage, inputs, self.artifact_uri)
-        return {
-            "run_id": run_id,
-            "parent_run_id": parent_id,
-            "experiment_id": experiment_id,
-            "models": models,
-        }
-
-    def close_stage(self, handle: Handle, record: Record, folder: Path) -> dict[str, Any]:
-        """Write what the stage made, link its model, and finish its run."""
-        client, run_id = self.client, handle["run_id"]
-        artifact = self.artifact_uri(record.stage, record.key)
-        pages = lineage.model_pages(client, handle["models"])
-        facts = {"bam.digest": record.digest, runs.NOTE: runs.describe(record, artifact, pages)}
-        attempt = {"bam.attempt": str(record.attempt), **runs.origin_tags(record.provenance)}
-        runs.set_tags(client, run_id, facts | attempt)
-        runs.log_history(client, run_id, folder)
-        identity = runs.identity_tags(record.stage, record.key, record.inputs, artifact)
-        model_id = lineage.log_model(client, handle, record, folder, identity | facts)
-        runs.log_metrics(client, run_id, record.metrics, runs.last_step(client, run_id), model_id)
-        runs.log_files(client, run_id, record, folder, is_model=model_id is not None)
-        lineage.log_scores(client, handle, record, folder)
-        log_trials(client, handle, record, folder)
-        client.set_terminated(run_id, "FINISHED", int(record.ended * 1000))
-        return {"run_id": run_id, "model_id": model_id}
-
-    def artifact_uri(self, stage: str, key: str) -> str:
-        return mask_text(f"{self.store_uri}/artifacts/{stage}/{key[:12]}")
+    @functools.cached_property
+    def live(self) -> View:
+        """Over what MLflow holds at each moment, and what the store does."""
+        foreign_of = functools.partial(foreign_records, self._store)
+        return self.view(Catalog(self.client), in_storage(self._store.storage), self._store.localize, foreign_of)
 
 
 def _reopen(tracking_uri: str, store_uri: str, is_down: bool) -> MlflowTracker:

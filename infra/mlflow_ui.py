@@ -12,16 +12,45 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from bam_core.errors import BamError, UsageError
-from infra.mlflow_connect import ENVIRONMENT, absolute_tracking_uri, sqlite_file
+from infra import mlflow_runs as runs
+from infra.mlflow_connect import ENVIRONMENT, absolute_tracking_uri, connect, sqlite_file
+from infra.mlflow_pages import run_address
 
 LANDING = "/#/experiments?workflowType=machine_learning"
 """What to open after the address: runs and models, not MLflow's pages for language-model applications."""
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 10
+
+
+@dataclass(frozen=True)
+class LastRun:
+    """The run of a pipeline that started last. page: the part of its address after the host."""
+
+    name: str
+    page: str
+
+
+def last_run(tracking_uri: str) -> LastRun | None:
+    """None when there is none, or MLflow does not answer: then its own pages say so."""
+    try:
+        client = connect(tracking_uri)
+        of_pipelines = (
+            f"tags.`{runs.RUN}` IS NOT NULL and tags.`{runs.PARENT_RUN}` IS NULL and tags.`{runs.KEY}` IS NULL"
+        )
+        newest = ["attributes.start_time DESC"]
+        experiments = runs.experiment_ids(client)
+        found = client.search_runs(experiments, of_pipelines, order_by=newest, max_results=1) if experiments else []
+    except Exception:  # of any kind
+        return None
+    if not found:
+        return None
+    info = found[0].info
+    return LastRun(info.run_name, f"/{run_address(info.experiment_id, info.run_id)}")
 
 
 @contextmanager

@@ -41,7 +41,9 @@ PACKAGES = (
 _SECRET_WORDS = frozenset(
     {"token", "password", "passwd", "secret", "secrets", "credential", "credentials", "apikey", "accesskey"}
 )
-_SECRET_PAIRS = frozenset({("api", "key"), ("access", "key"), ("secret", "key"), ("private", "key")})
+_SECRET_PAIRS = frozenset(
+    {("api", "key"), ("access", "key"), ("secret", "key"), ("private", "key"), ("signing", "key")}
+)
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<rest>[^\s'\"<>]+)")
 _QUERY = re.compile(r"\?[\w.%-]+=[^\s'\"<>()]*")
 """Of an address without its host, as clients quote it in errors."""
@@ -112,11 +114,13 @@ def names_secret(name: str) -> bool:
 
 def _secrets() -> list[str]:
     """Values of secret-looking environment variables, the longest first; short ones could be part of any word."""
-    found = [
-        value
+    found = {
+        secret
         for name, value in os.environ.items()
-        if len(value) >= _SHORTEST_SECRET and names_secret(name) and not name.endswith(("_PATH", "_FILE", "_DIR"))
-    ]
+        if names_secret(name) and not name.endswith(("_PATH", "_FILE", "_DIR"))
+        for secret in (value, *value.splitlines())  # a key in PEM may be quoted a line at a time
+        if len(secret) >= _SHORTEST_SECRET
+    }
     return sorted(found, key=len, reverse=True)
 
 

@@ -9,29 +9,74 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from bam_core.errors import ArtifactDamaged, StoreError, UsageError
 from bam_core.graph.key import KEY12, key12
 from bam_core.graph.record import Output, Record, artifact_digest
 
+SIGNATURE = "record.sig.json"
+"""Beside `record.json`, of which it is the signature."""
 STAGE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 KEY = re.compile(rf"[0-9a-f]{{{KEY12},}}")
 
 
 def parse_record(data: bytes, where: str) -> Record:
     """Raises ArtifactDamaged, naming `where`, unless it is a whole record that holds together."""
+    record = Record.from_json(_content(data, where), where)
+    _require_names(record, where)
+    if artifact_digest(record.outputs) != record.digest:
+        raise ArtifactDamaged(f"{where}: record.json lists outputs that do not have its digest")
+    return record
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A record.json as it lies there. record: what it says, also where it does not hold, as the record of where it
+    lies; None where that cannot be told. content: all of its JSON. fault: why it does not hold. sealed: it has a
+    checksum.
+    """
+
+    record: Record | None
+    content: Mapping[str, Any]
+    fault: str | None
+    sealed: bool
+
+
+def examine(data: bytes, stage: str, key: str) -> Examined:
+    """What `parse_record` would refuse, and as much of it as can be read nevertheless."""
+    where = f"{stage}@{key12(key)}"
+    record, content, fault = None, dict[str, Any](), None
     try:
-        content = json.loads(data)
+        record = parse_record(data, where)
+    except ArtifactDamaged as error:
+        fault = str(error).removeprefix(f"{where}: ")
+    with contextlib.suppress(ArtifactDamaged):
+        found = _content(data, where)
+        content = found if isinstance(found, dict) else {}
+        if record is None and content:
+            record = Record.from_json(content | {"checksum": None}, where)
+            _require_names(record, where)
+    if record is not None and (record.stage, record.key[: len(key)]) != (stage, key):
+        fault = fault or f"its record is of {record.stage}@{record.key}"
+        record = replace(record, stage=stage, key=key)
+    return Examined(record, content, fault, sealed=content.get("checksum") is not None)
+
+
+def _content(data: bytes, where: str) -> Any:
+    try:
+        return json.loads(data)
     except ValueError as error:
         raise ArtifactDamaged(f"{where}: record.json is not JSON ({error})") from error
-    record = Record.from_json(content, where)
+
+
+def _require_names(record: Record, where: str) -> None:
+    """Raises ArtifactDamaged for a stage or a key, its own or an input's, that no artifact can have."""
     for ref in (record.ref, *record.inputs.values()):
         texts = isinstance(ref.stage, str) and isinstance(ref.key, str)
         if not (texts and STAGE.fullmatch(ref.stage) and KEY.fullmatch(ref.key)):
             raise ArtifactDamaged(f"{where}: its record names {ref.stage!r}@{ref.key!r}, which no artifact can be")
-    if artifact_digest(record.outputs) != record.digest:
-        raise ArtifactDamaged(f"{where}: record.json lists outputs that do not have its digest")
-    return record
 
 
 def size_fault(output: Output, sizes: Mapping[str, int]) -> str | None:

@@ -19,8 +19,14 @@ class RunFiles:
         self._storage = storage
 
     def write(self, run: Run) -> None:
-        """Again for the same run, it replaces what was written."""
-        self._storage.write_atomic(_path(run.name), json.dumps(run.to_json(), indent=1, sort_keys=True).encode())
+        """Again for the same run, it replaces what was written. The order of stages and domains is kept."""
+        self._storage.write_atomic(_path(run.name), json.dumps(run.to_json(), indent=1).encode())
+
+    def read(self, name: str) -> Run | None:
+        """The run of this name, if there is one and it can be read."""
+        if not RUN_NAME.fullmatch(name):
+            return None
+        return _readable(self._storage.read(_path(name)), f"{name}.json")
 
     def all(self) -> list[Run]:
         """Every readable run, the one that started last at the end."""

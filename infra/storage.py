@@ -15,8 +15,10 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -37,6 +39,14 @@ PATIENCE_S = 45.0
 """How long a remote storage may be away before that is an error."""
 LOOK_PATIENCE_S = 10.0
 """The same for somebody who waits for an answer: what was never reached is more likely misspelt than away."""
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """changed: seconds since the epoch, by the storage's own clock; None if it does not say."""
+
+    size: int
+    changed: float | None
 
 
 class Storage:
@@ -82,13 +92,26 @@ class Storage:
                 digest.update(chunk)
         return digest.hexdigest()
 
+    def size(self, path: str) -> int | None:
+        """Of a file, in bytes, without reading it; None if it is not there."""
+        found: int | None = self._do("read", path, lambda: _or_none(self.fs.size, self._full(path)))
+        return found
+
     def sizes(self, path: str) -> dict[str, int]:
         """Size in bytes of every file below, by path relative to `path`."""
+        return {name: file.size for name, file in self.files(path).items()}
+
+    def files(self, path: str) -> dict[str, FileInfo]:
+        """Every file below, by path relative to `path`; a link is listed as it is, not what it points to."""
         top = self._full(path)
         found = self._do("list", path, lambda: self.fs.find(top, detail=True))
         start = len(top) + 1
         # Some clients leave zero-byte "folder/" objects behind.
-        return {name[start:]: info["size"] for name, info in found.items() if name[start:].strip("/")}
+        return {
+            name[start:]: FileInfo(info["size"], _changed(info))
+            for name, info in found.items()
+            if name[start:].strip("/")
+        }
 
     def folders(self, path: str) -> list[str]:
         def list_() -> list[Any]:
@@ -127,10 +150,7 @@ class Storage:
 
         def create() -> bool:
             try:
-                if self.is_local:
-                    _create_local(self._parented(path), data)
-                else:
-                    self.fs.pipe_file(self._full(path), data, mode="create")
+                self._create(path, data)
             except FileExistsError:
                 # A file where a folder is needed raises the same; only this very file means "not the first".
                 there = _or_none(self.fs.cat_file, self._full(path))
@@ -140,6 +160,15 @@ class Storage:
             return True
 
         return self._do("create", path, create)
+
+    def _create(self, path: str, data: bytes) -> None:
+        if not self.is_local:
+            self.fs.pipe_file(self._full(path), data, mode="create")
+            return
+        try:
+            _create_local(self._parented(path), data)
+        except FileNotFoundError:  # `bam gc` swept the folder between its making and the first file in it
+            _create_local(self._parented(path), data)
 
     def write_atomic(self, path: str, data: bytes) -> None:
         """Create or replace the file; a reader sees all of the old bytes or all of the new."""
@@ -226,6 +255,16 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
     if "config_kwargs" in options:
         fs.retries = 2
     return fs, path
+
+
+def _changed(info: Mapping[str, Any]) -> float | None:
+    found = next((info[key] for key in _TIMES if info.get(key)), None)
+    if isinstance(found, str):
+        with contextlib.suppress(ValueError):
+            found = datetime.fromisoformat(found)
+    if isinstance(found, datetime):
+        return found.timestamp()
+    return float(found) if isinstance(found, int | float) else None
 
 
 def _cause(error: Exception) -> Exception | None:

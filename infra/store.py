@@ -1,9 +1,10 @@
 """Where artifacts live: implements `protocols.Store` on a local folder or any URI that fsspec opens.
 
-    artifacts/<stage>/<key12>/   outputs, record.json (written last), lease*.json,
+    artifacts/<stage>/<key12>/   outputs, record.json (written last), record.sig.json (if there is a key), lease*.json,
                                  attempts/0001/{log.txt,progress.json,error.json}
     training/<stage>-<key12>/    checkpoints of a training that is under way
     runs/<run>.json              what a `bam run` asked for and used
+    pins/<name>.json             an artifact that `bam gc` keeps
 
 Invariant: a record is there only while all its outputs are: it is removed before any of them changes. Files
 decide; no database does.
@@ -21,7 +22,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bam_core.errors import ArtifactDamaged, BamError
 from bam_core.graph import refs
@@ -29,9 +30,11 @@ from bam_core.graph.key import KEY12, key12
 from bam_core.graph.record import Output, Record
 from bam_core.protocols import LeaseInfo, Store
 from infra.leases import HeldLease, Leases, Watch, is_lease_file
+from infra.pin_files import PinFiles
 from infra.provenance import mask_values
 from infra.record_files import (
     KEY,
+    SIGNATURE,
     STAGE,
     artifact_folder,
     check_sizes,
@@ -43,6 +46,9 @@ from infra.record_files import (
 from infra.run_files import RunFiles
 from infra.storage import PATIENCE_S, Storage
 
+if TYPE_CHECKING:
+    from infra.signing import Signer
+
 NO_PROGRESS_S = 5.0
 """How long a remote store that had no figures of a running stage is not asked again."""
 
@@ -51,6 +57,7 @@ class ArtifactStore:
     """clock: seconds since the epoch. lease_ttl_s: how long a lease outlives the last sign of its owner.
 
     watch: what this process has seen of the leases of others. patience_s: how long a remote storage may be away.
+    signer: signs the records that are committed here.
     """
 
     def __init__(
@@ -61,14 +68,17 @@ class ArtifactStore:
         watch: Watch | None = None,
         lease_ttl_s: float = 30.0,
         patience_s: float = PATIENCE_S,
+        signer: Signer | None = None,
     ) -> None:
         self.storage = Storage(uri, patience_s)
         self.runs = RunFiles(self.storage)
+        self.pins = PinFiles(self.storage)
         self._watch = watch or Watch()
         self._no_progress: dict[tuple[str, str], float] = {}
         self.uri = self.storage.uri
         self._clock = clock
         self._lease_ttl_s = lease_ttl_s
+        self._signer = signer
 
     def check_writable(self) -> None:
         self.storage.check_writable()
@@ -140,17 +150,30 @@ class ArtifactStore:
         written = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
         check_sizes(record, written, where)
         target = artifact_folder(record.stage, record.key)
-        there = {path: size for path, size in self.storage.sizes(target).items() if not _is_ours(path)}
+        found = self.storage.sizes(target)
+        there = {path: size for path, size in found.items() if not _is_ours(path)}
         same = {o.path for o in record.outputs if there.get(o.path) == o.size and self._holds(target, o)}
-        if len(same) < max(len(record.outputs), len(there)):
+        stays = len(same) == max(len(record.outputs), len(there))
+        if not stays:
             self.storage.remove(f"{target}/record.json")
+        if SIGNATURE in found:  # no record is ever beside the signature of another
+            self.storage.remove(f"{target}/{SIGNATURE}")
         for path in there.keys() - {output.path for output in record.outputs}:
             self.storage.remove(f"{target}/{path}")
         for output in record.outputs:
             if output.path not in same:
                 self.storage.put(folder / output.path, f"{target}/{output.path}")
-        text = json.dumps(record.to_json(), indent=2, sort_keys=True)
-        self.storage.write_atomic(f"{target}/record.json", text.encode())
+        data = json.dumps(record.to_json(), indent=2, sort_keys=True).encode()
+        signature = {} if self._signer is None else {SIGNATURE: self._signer.sign(data)}
+        # What is there is signed; but while an older record stays, it would have the signature of the new one.
+        files = {"record.json": data} | signature if stays else signature | {"record.json": data}
+        for name, content in files.items():
+            self.storage.write_atomic(f"{target}/{name}", content)
+
+    def written(self, stage: str, key: str) -> tuple[bytes | None, bytes | None]:
+        """record.json and its signature as they lie there, whatever they hold."""
+        folder = artifact_folder(stage, key)
+        return self.storage.read(f"{folder}/record.json"), self.storage.read(f"{folder}/{SIGNATURE}")
 
     def hash_outputs(self, folder: Path) -> tuple[Output, ...]:
         return hash_outputs(folder)
@@ -167,6 +190,11 @@ class ArtifactStore:
             if fault is not None:
                 bad.append(fault)
         return bad
+
+    def strays(self, record: Record) -> list[str]:
+        """Files in the artifact's folder that are no outputs of it, nor the store's own."""
+        there = self.storage.sizes(artifact_folder(record.stage, record.key))
+        return sorted(path for path in there.keys() - {o.path for o in record.outputs} if not _is_ours(path))
 
     def localize(self, record: Record) -> Path:
         """Downloads are checked by digest, and kept under it: equal artifacts are fetched once."""
@@ -297,7 +325,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _is_ours(path: str) -> bool:
     top = path.split("/")[0]
-    return top in ("record.json", "attempts") or top.startswith(("scratch-", ".lease")) or is_lease_file(top)
+    return top in ("record.json", SIGNATURE, "attempts") or top.startswith(("scratch-", ".lease")) or is_lease_file(top)
 
 
 def _object(data: bytes) -> dict[str, Any] | None:

@@ -256,8 +256,13 @@ def _record(
         outputs=outputs,
         digest=artifact_digest(outputs),
         metrics=metrics,
-        provenance={**job.provenance, "ran_on": [dict(place) for place in ran_on]},
+        provenance={**job.provenance, **_said_of_text(job.stage), "ran_on": [dict(place) for place in ran_on]},
         started=started,
         ended=time.time(),
         attempt=attempt,
     )
+
+
+def _said_of_text(stage: Stage) -> dict[str, Any]:
+    """What a recipe says of a domain's text and no key holds: its `licence`, and its name on the hub (`dataset`)."""
+    return {name: stage.runtime[name] for name in ("licence", "dataset") if name in stage.runtime}

@@ -5,7 +5,8 @@
 A search, `tune.<name>`, comes before the stages that use its best values.
 
 Branch-Attend-Mix (BAM, section 4): branch the seed into one dense expert per domain, then initialise attention and FFN
-experts of a mixture from them. The general domain's expert is the seed itself: no training, no copy.
+experts of a mixture from them. The general domain's expert is the seed itself: no training, no copy. An expert that
+another team trained, `adopted.<name>`, may stand in the place of `expert.<domain>`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from bam_core.config import ModelConfig, TrainConfig
+from bam_core.graph.adopted import adopted_name, adopted_stage
 from bam_core.graph.stage import Pipeline, Resources, Stage
 from bam_core.nn.costs import training_flops
 from bam_core.seeds import child_seed
@@ -24,18 +26,23 @@ from pipelines.recipe.parts import Group
 from pipelines.recipe.tuning import tuned_fields, without
 from pipelines.stages import KINDS
 
+Adopted = Mapping[str, Mapping[str, Any]]
+"""Name of an adopted expert -> the configuration of its stage (`bam_core.graph.adopted`)."""
 Tuned = Mapping[str, Mapping[str, str]]
 """Search -> {key of the recipe: field of the phase}."""
 CALIBRATION_TOKENS = 4096
 """Of each domain's text, to fit a mixture's routers and to measure its start."""
 
 
-def build(recipe: Recipe, digests: Mapping[str, str]) -> Pipeline:
-    """The recipe's stages in an order in which they can run. digests: content identity of each domain's text."""
-    return Pipeline(recipe.name, _in_order(list(_stages(recipe, digests))))
+def build(recipe: Recipe, digests: Mapping[str, str], adopted: Adopted | None = None) -> Pipeline:
+    """The recipe's stages in an order in which they can run. digests: content identity of each domain's text.
+
+    adopted: what each adopted expert that the recipe names is.
+    """
+    return Pipeline(recipe.name, _in_order(list(_stages(recipe, digests, adopted or {}))))
 
 
-def _stages(recipe: Recipe, digests: Mapping[str, str]) -> Iterator[Stage]:
+def _stages(recipe: Recipe, digests: Mapping[str, str], adopted: Adopted) -> Iterator[Stage]:
     yield _tokenizer(recipe, digests)
     for domain in recipe.domains:
         yield _data(recipe, domain, digests[domain])
@@ -45,6 +52,8 @@ def _stages(recipe: Recipe, digests: Mapping[str, str]) -> Iterator[Stage]:
     yield _training(recipe, "seed")
     for domain in recipe.specialists:
         yield _training(recipe, f"expert.{domain}")
+    for expert in recipe.adopted.values():
+        yield adopted_stage({"name": expert} | adopted[expert], KINDS["adopt"].version)
     for name in recipe.variants:
         yield _mix(recipe, name)
         yield _training(recipe, f"train.{name}")
@@ -73,7 +82,8 @@ def _in_order(stages: list[Stage]) -> tuple[Stage, ...]:
 
 def experts(recipe: Recipe) -> dict[str, str]:
     """Expert name -> the stage whose model it is, in stacking order (BAM, section 5.1: the seed is expert 1)."""
-    return {recipe.general: "seed"} | {domain: f"expert.{domain}" for domain in recipe.specialists}
+    stages = {domain: f"expert.{domain}" for domain in recipe.domains} | {recipe.general: "seed"}
+    return stages | {domain: adopted_name(expert) for domain, expert in recipe.adopted.items()}
 
 
 def model_configs(recipe: Recipe) -> dict[str, ModelConfig]:
@@ -152,7 +162,15 @@ def _tokenizer(recipe: Recipe, digests: Mapping[str, str]) -> Stage:
 
 def _data(recipe: Recipe, domain: str, digest: str) -> Stage:
     config = {"domain": domain, "seq_len": recipe.model.max_seq_len} | _text_identity(recipe, domain, digest)
-    return _stage(f"data.{domain}", config, {"tokenizer": "tokenizer"}, {"source": recipe.source(domain)})
+    runtime = {"source": recipe.source(domain), **_said_of_text(recipe, domain)}
+    return _stage(f"data.{domain}", config, {"tokenizer": "tokenizer"}, runtime)
+
+
+def _said_of_text(recipe: Recipe, domain: str) -> dict[str, str]:
+    """For people: under which licence a domain's text is, and its name on the hub. A key has its content instead."""
+    source, licence = recipe.source(domain), recipe.licence(domain)
+    said = {"licence": licence} if licence else {}
+    return said | ({"dataset": source["path"]} if source["kind"] == "hf" else {})
 
 
 def _text_identity(recipe: Recipe, domain: str, digest: str) -> dict[str, Any]:

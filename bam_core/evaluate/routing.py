@@ -9,7 +9,6 @@ experts has null in their place.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import log
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from bam_core.config import ModelConfig
 from bam_core.nn.lm import LayerRouting
-from bam_core.nn.routing import Routing, dense_gate
+from bam_core.nn.routing import Routing, dense_gate, normalised_entropy
 
 
 class RoutingSums:
@@ -58,7 +57,7 @@ class _RouterSums:
         self.n_tokens[layer] += len(gate_NE)
         self.gate[layer] += gate_NE.sum(0).double().cpu()
         self.count[layer] += torch.bincount(routing.experts_NK.reshape(-1), minlength=n_experts).double().cpu()
-        self.entropy[layer] += _normalised_entropy(probs_NE).sum().double().cpu()
+        self.entropy[layer] += normalised_entropy(probs_NE).sum().double().cpu()
 
     def to_json(self, with_fraction: bool) -> dict[str, Any]:
         n_tokens_L1 = self.n_tokens[:, None].clamp(min=1)
@@ -72,8 +71,3 @@ class _RouterSums:
 
     def _where_routed(self, figures_L: Tensor) -> list[Any]:
         return [figure if n > 0 else None for figure, n in zip(figures_L.tolist(), self.n_tokens.tolist(), strict=True)]
-
-
-def _normalised_entropy(probs_NE: Tensor) -> Tensor:
-    entropy_N: Tensor = torch.special.entr(probs_NE).sum(-1)
-    return entropy_N / log(max(2, probs_NE.shape[-1]))

@@ -14,6 +14,7 @@ from typing import Any
 
 from bam_core.config import ModelConfig
 from bam_core.errors import BamError, UsageError, nearest
+from bam_core.graph.adopted import origin_words
 from bam_core.graph.key import key12
 from bam_core.graph.record import InputRef, Record
 from bam_core.seeds import child_seed
@@ -29,8 +30,8 @@ _BRANCHES = {"attn": "attention", "ffn": "ffn"}
 class Origin:
     """One step in a tensor's making. digest: sha256 of the whole tensor; None where it was not written down.
 
-    expert: its number and label in a stacked tensor, where one was asked for. op: `trained`, `random`, or the
-    operation that mix.json or edit.json names. parents: the tensors that it was made from.
+    expert: its number and label in a stacked tensor, where one was asked for. op: `trained`, `adopted`, `random`, or
+    the operation that mix.json or edit.json names. parents: the tensors that it was made from.
     """
 
     stage: str
@@ -91,7 +92,12 @@ class _Walk:
             return Origin(ref.stage, ref.key, tensor, _number(index), "", read, missing=True)
         now = _digests(files).get(tensor)
         kind = ref.stage.partition(".")[0]
-        makers = {"mix": self._mixed, "edit": self._edited, "seed": self._from_scratch}
+        makers = {
+            "mix": self._mixed,
+            "edit": self._edited,
+            "seed": self._from_scratch,
+            "adopted": self._adopted,
+        }
         op, detail, parents = makers.get(kind, self._trained)(record, files, tensor, index)
         return Origin(
             stage=ref.stage,
@@ -108,6 +114,11 @@ class _Walk:
     def _trained(self, record: Record, files: Any, tensor: str, index: int | None) -> _Made:
         sources = [ref for role, ref in record.inputs.items() if role in ("mix", "seed")]
         return "trained", "", [self.step(ref, tensor, index, None) for ref in sources]
+
+    def _adopted(self, record: Record, files: Any, tensor: str, index: int | None) -> _Made:
+        """Trained elsewhere, from a seed that is ours too."""
+        _, _, parents = self._trained(record, files, tensor, index)
+        return "adopted", f"trained as {origin_words(record)}", parents
 
     def _from_scratch(self, record: Record, files: Any, tensor: str, index: int | None) -> _Made:
         seed = record.payload.get("config", {}).get("init_seed")

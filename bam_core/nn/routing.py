@@ -7,7 +7,9 @@ Logits and softmax are in float32; float64 stays float64.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 from typing import Protocol
 
 import torch
@@ -178,6 +180,17 @@ def expert_counts(routing: Routing) -> Tensor:
     """counts_E: how many (token, choice) pairs went to each expert; they sum to K*N."""
     everyone = torch.arange(routing.n_experts, device=routing.experts_NK.device)
     return (routing.experts_NK.reshape(-1, 1) == everyone).sum(0)
+
+
+def normalised_entropy(probs_NE: Tensor) -> Tensor:
+    """entropy_N of the probabilities over ln E: 0 for a router that is always sure, 1 for a uniform one."""
+    entropy_N: Tensor = torch.special.entr(probs_NE).sum(-1)
+    return entropy_N / log(max(2, probs_NE.shape[-1]))
+
+
+def mean_entropy(routing: Sequence[Routing]) -> Tensor:
+    """Mean over tokens and layers of `normalised_entropy`; no gradient. The layers have equally many experts."""
+    return normalised_entropy(torch.stack([layer.probs_NE.detach() for layer in routing])).mean()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Source: BAM, section 5 (AdamW, warm-up, cosine). What the paper leaves open is i
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -20,6 +19,7 @@ from bam_core.errors import TrainingDiverged
 from bam_core.nn.lm import LM
 from bam_core.protocols import TrainWorker
 from bam_core.train.layers import compile_layers, recompute_activations
+from bam_core.train.meter import Meter
 from bam_core.train.optim import Optimizer, learning_rate, master_dtype
 from bam_core.train.parallel import micro_batches_of_rank, rows_of_rank, sum_over_ranks
 from bam_core.train.routers import fade_router_biases, move_balance, noise_of_step
@@ -83,7 +83,7 @@ def train(
     resume_from = worker.resume_dir()
     progress = load_state(resume_from, optimizer) if resume_from else Progress()
     fade_router_biases(model, optimizer.start_biases, config, progress.step)
-    meter = _Meter(config, worker, pace)
+    meter = Meter(model.config, config, worker, DTYPES[config.dtype], pace.log_every_s)
 
     while progress.step < config.n_steps:
         step = progress.step
@@ -112,8 +112,9 @@ def train(
         progress.step += 1
         fade_router_biases(model, optimizer.start_biases, config, progress.step)
         progress.expert_frac = sums.expert_frac()
-        _remember(progress, config, losses | {"grad_norm": grad_norm}, lr)
-        meter.publish(progress, losses["loss"], lr)
+        figures = losses | {"grad_norm": grad_norm}
+        _remember(progress, config, figures, lr)
+        meter.publish(progress.step, figures | {"lr": lr})
         is_judged = progress.step in pace.judged_at
         if is_judged or (progress.step % pace.checkpoint_steps == 0 and progress.step < config.n_steps):
             checkpoints.save(progress)
@@ -163,32 +164,3 @@ def _remember(progress: Progress, config: TrainConfig, figures: Mapping[str, flo
             {"step": progress.step, "tokens": progress.step * config.batch_tokens, "lr": lr} | means
         )
         progress.sums.clear()
-
-
-class _Meter:
-    """Publishes live figures about once a second. Clock readings stay out of the run's results."""
-
-    def __init__(self, config: TrainConfig, worker: TrainWorker, pace: Pace) -> None:
-        self._config, self._worker, self._every_s = config, worker, pace.log_every_s
-        self._since = time.monotonic()
-        self._steps = 0
-
-    def publish(self, progress: Progress, loss: float, lr: float) -> None:
-        self._steps += 1
-        elapsed_s = time.monotonic() - self._since
-        if elapsed_s < self._every_s and progress.step < self._config.n_steps:
-            return
-        tokens_per_s = self._steps * self._config.batch_tokens / max(elapsed_s, 1e-9)
-        last = (
-            {name: value for name, value in progress.history[-1].items() if name not in ("step", "tokens")}
-            if progress.history
-            else {}
-        )
-        live = last | {
-            "loss": loss,
-            "lr": lr,
-            "tokens_per_s": tokens_per_s,
-            "total_steps": self._config.n_steps,
-        }
-        self._worker.log(progress.step, live | {"tokens": progress.step * self._config.batch_tokens})
-        self._since, self._steps = time.monotonic(), 0

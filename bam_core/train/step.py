@@ -8,6 +8,7 @@ published is the usual one, f and P of the same batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bam_core.config import ModelConfig, TrainConfig
-from bam_core.nn.lm import LM
+from bam_core.nn.lm import LM, LayerRouting
 from bam_core.nn.losses import IGNORED, assignments, load_balancing_loss, next_token_loss, router_z_loss
-from bam_core.nn.routing import Noise, Routing
+from bam_core.nn.routing import Noise, Routing, mean_entropy
 from bam_core.train.optim import Optimizer
 
 
@@ -27,26 +28,33 @@ from bam_core.train.optim import Optimizer
 class BatchSums:
     """What the parts of a batch add up to, over micro-batches and ranks; float64.
 
-    scalars: nll and z loss, both already over the global batch. assigned_LE: (token, choice) pairs per expert.
-    probs_LE: router probabilities, summed over tokens. L counts the layers that have FFN experts.
+    scalars: nll, z loss and the mean entropy of each of `routers`, all over the global batch.
+    assigned_LE: (token, choice) pairs per expert. probs_LE: router probabilities, summed over tokens. L counts the
+    layers that have FFN experts. routers: the branches that are a mixture.
     """
 
     scalars: Tensor
     assigned_LE: Tensor
     probs_LE: Tensor
+    routers: tuple[str, ...] = ()
 
     @classmethod
     def zero(cls, model: ModelConfig, device: torch.device) -> BatchSums:
         n_mixtures = sum(model.ffn_at(layer) is not None for layer in range(model.n_layers))
         shape = (n_mixtures, model.ffn.n_experts if model.ffn else 0)
         make = partial(torch.zeros, dtype=torch.float64, device=device)
-        return cls(make(2), make(shape), make(shape))
+        routers = tuple(name for name in ("ffn", "attention") if getattr(model, name) is not None)
+        return cls(make(2 + len(routers)), make(shape), make(shape), routers)
 
-    def add(self, ffn: list[Routing], z_loss: Tensor) -> None:
-        """What the routers of a micro-batch did. z_loss: over the global batch."""
-        self.scalars[1] += z_loss
-        self.assigned_LE += assignments(ffn)
-        self.probs_LE += torch.stack([layer.probs_NE.detach().flatten(0, -2).double().sum(0) for layer in ffn])
+    def add(self, routing: Sequence[LayerRouting], z_loss: Tensor | None, batch_frac: float) -> None:
+        """What the routers of a micro-batch did. z_loss: its own, where there are FFN experts."""
+        for place, name in enumerate(self.routers, 2):
+            self.scalars[place] += batch_frac * mean_entropy(_of(routing, name))
+        if z_loss is not None:
+            ffn = _of(routing, "ffn")
+            self.scalars[1] += batch_frac * z_loss.detach()
+            self.assigned_LE += assignments(ffn)
+            self.probs_LE += torch.stack([layer.probs_NE.detach().flatten(0, -2).double().sum(0) for layer in ffn])
 
     def tensors(self) -> list[Tensor]:
         return [self.scalars, self.assigned_LE, self.probs_LE]
@@ -59,15 +67,21 @@ class BatchSums:
         return frac_LE
 
     def figures(self) -> dict[str, float]:
-        """The losses of the global batch."""
-        nll, z_loss = self.scalars.tolist()
+        """The losses of the global batch, and what its routers did.
+
+        ffn_max_load, ffn_min_load: the largest and smallest fraction of a layer's assignments that an expert of any
+        layer got; 1/E each when balanced.
+        """
+        nll, z_loss, *entropies = self.scalars.tolist()
         found = {"loss": nll}
         if self.assigned_LE.numel():
             n_tokens = self.probs_LE.sum(-1, keepdim=True)  # a token's probabilities sum to 1
             frac_LE = self.assigned_LE / self.assigned_LE.sum(-1, keepdim=True)
             balance_L = self.assigned_LE.shape[1] * (frac_LE * self.probs_LE / n_tokens).sum(-1)
-            found |= {"load_balancing_loss": float(balance_L.mean()), "z_loss": z_loss}
-        return found
+            balance, most, least = torch.stack([balance_L.mean(), frac_LE.amax(), frac_LE.amin()]).tolist()
+            found |= {"load_balancing_loss": balance, "z_loss": z_loss}
+            found |= {"router/ffn_max_load": most, "router/ffn_min_load": least}
+        return found | {f"router/{name}_entropy": e for name, e in zip(self.routers, entropies, strict=True)}
 
 
 def accumulate_gradient(
@@ -97,14 +111,13 @@ def accumulate_gradient(
         output = model(tokens[:, :-1], noise=noise)
         nll = next_token_loss(model.logits(output.hidden_BTD), targets) / n_tokens
         # Soft attention routing sends every token everywhere, so only FFN routers are balanced (BAM, section 4.1).
-        ffn = [layer.ffn for layer in output.routing if layer.ffn is not None]
-        loss = nll
+        ffn, loss, z_loss = _of(output.routing, "ffn"), nll, None
         if ffn:
             balance = load_balancing_loss(ffn, _fractions(ffn, expert_frac))
             z_loss = router_z_loss(ffn)
             loss = nll + batch_frac * (config.load_balancing_coef * balance + config.z_loss_coef * z_loss)
-            if counts:
-                sums.add(ffn, batch_frac * z_loss.detach())
+        if counts:
+            sums.add(output.routing, z_loss, batch_frac)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.accumulate()
         sums.scalars[0] += nll.detach()
@@ -120,6 +133,11 @@ def accumulate_gradient(
             False,
         )
     return sums
+
+
+def _of(routing: Sequence[LayerRouting], branch: str) -> list[Routing]:
+    """The routing of one branch, in the layers that have experts there."""
+    return [found for layer in routing if (found := getattr(layer, branch)) is not None]
 
 
 def _fractions(ffn: list[Routing], expert_frac: list[list[float]] | None) -> Tensor:

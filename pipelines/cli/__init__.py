@@ -2,8 +2,10 @@
 
 app.py       the entry, common options, exit statuses       text.py     numbers, ages and tables for people
 runs.py      run, plan, stage                               tables.py   plans, models, results as tables
-artifacts.py ls, show (step0.py), tree, get, verify         display.py  the live table and the plain lines
+artifacts.py ls, show (step0.py), tree, get                 display.py  the live table and the plain lines
 views.py     lineage, ui, generate, doctor                  experts.py  expert add, remove, extract; blame
+comparing.py diff
+verifying.py verify, keygen                                 exchange.py adopt
 
 Importing this package imports neither torch nor Ray nor MLflow: `bam --help` answers at once. So `wiring`,
 which joins all of them, is imported inside the commands that need it.

@@ -158,10 +158,25 @@ def bam(context: click.Context, **given: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit status; every error is words on standard error."""
-    from pipelines.cli import artifacts, experts, jobs, runs, views
+    from pipelines.cli import (
+        artifacts,
+        card,
+        comparing,
+        exchange,
+        experts,
+        house,
+        jobs,
+        listing,
+        promoting,
+        runs,
+        verifying,
+        views,
+    )
 
-    for command in (*runs.COMMANDS, *jobs.COMMANDS, *artifacts.COMMANDS, *experts.COMMANDS, *views.COMMANDS):
-        bam.add_command(command)
+    modules = (runs, jobs, listing, artifacts, card, comparing, experts, exchange, promoting, verifying, house, views)
+    for module in modules:
+        for command in module.COMMANDS:
+            bam.add_command(command)
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         status = bam.main(args=args, prog_name="bam", standalone_mode=False)

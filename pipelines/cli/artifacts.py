@@ -1,4 +1,4 @@
-"""`bam ls`, `show`, `tree`, `get`, `verify`: what the store holds."""
+"""`bam show`, `tree`, `get`: what the store holds."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import hashlib
 import json
 import shutil
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
@@ -29,69 +26,6 @@ MIX_FILE = "mix.json"
 
 if TYPE_CHECKING:
     from infra.store import ArtifactStore
-
-
-@dataclass(frozen=True)
-class Row:
-    """One artifact as `bam ls` shows it. state: done, running, failed, damaged or interrupted."""
-
-    stage: str
-    key: str
-    state: str
-    age_s: float | None
-    seconds: float | None
-    size_bytes: int | None
-    metrics: Mapping[str, Any]
-
-
-@click.command("ls")
-@click.argument("stage", required=False)
-@with_session
-def list_artifacts(session: Session, stage: str | None) -> None:
-    """Every artifact of the store, or those of STAGE.
-
-    STAGE may be a glob such as 'expert.*'."""
-    rows = [row for row in listing(_store(session), time.time()) if fnmatchcase(row.stage, stage or "*")]
-    session.answer([asdict(row) for row in rows], lambda: _listing_text(rows) if rows else "nothing yet")
-
-
-def listing(store: ArtifactStore, now: float) -> list[Row]:
-    """By stage, the newest first. States are read from the files, never stored."""
-    records = {(record.stage, key12(record.key)): record for record in store.records()}
-    rows = [_row(store, stage, key, records.get((stage, key)), now) for stage, key in store.artifacts()]
-    return sorted(rows, key=lambda row: (row.stage, row.age_s if row.age_s is not None else -1.0, row.key))
-
-
-def _row(store: ArtifactStore, stage: str, key: str, record: Record | None, now: float) -> Row:
-    if store.lease_info(stage, key) is not None:
-        return Row(stage, key, "running", None, None, None, store.progress(stage, key) or {})
-    error = store.error(stage, key)
-    if record is None:
-        words = {"error": error.get("message", "")} if error else {}
-        return Row(stage, key, "failed" if error else "missing", None, None, None, words)
-    size = sum(output.size for output in record.outputs)
-    try:
-        store.record(stage, record.key)
-        state = "done"
-    except ArtifactDamaged:
-        state = "damaged"
-    return Row(stage, record.key, state, max(0.0, now - record.ended), record.seconds, size, record.metrics)
-
-
-def _listing_text(rows: Iterable[Row]) -> str:
-    cells = [
-        [
-            row.stage,
-            key12(row.key),
-            text.styled(row.state),
-            "" if row.age_s is None else text.duration(row.age_s),
-            "" if row.seconds is None else text.duration(row.seconds),
-            "" if row.size_bytes is None else text.size(row.size_bytes),
-            str(row.metrics["error"]).splitlines()[0] if row.metrics.get("error") else text.metrics(row.metrics),
-        ]
-        for row in rows
-    ]
-    return text.table(["stage", "key", "state", "age", "took", "size", "metrics"], cells, right=(3, 4, 5))
 
 
 @click.command()
@@ -273,22 +207,7 @@ def _copy(source: Path, to: Path, output: Output) -> None:
         raise ArtifactDamaged(f"{output.path}: has sha256 {digest[:12]}, its record says {output.sha256[:12]}")
 
 
-@click.command()
-@click.argument("ref")
-@with_session
-def verify(session: Session, ref: str) -> int:
-    """Hash every file of REF again; compare with its record."""
-    store = _store(session)
-    record = resolve(ref, store.records())
-    faults = store.verify(record)
-    name = f"{record.stage}@{key12(record.key)}"
-    value = {"stage": record.stage, "key": record.key, "ok": not faults, "faults": faults}
-    whole = f"{name}: {len(record.outputs)} files are as recorded"
-    session.answer(value, lambda: "\n".join(f"{name}: {fault}" for fault in faults) if faults else whole)
-    return 1 if faults else 0
-
-
-COMMANDS = (list_artifacts, show, tree, get, verify)
+COMMANDS = (show, tree, get)
 
 
 def _store(session: Session) -> ArtifactStore:

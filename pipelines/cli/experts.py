@@ -161,5 +161,6 @@ def _extracted_text(made: Extracted, name: str) -> str:
     lines = [f"{made.folder}: expert {name}, {' and '.join(parts)}"]
     whose = made.parent if made.shared == "parent" else f"{made.source}, merged over its experts"
     lines.append(f"norms, embeddings and all else that is shared: {whose}")
+    lines += [f"trained elsewhere, as {made.origin}"] if made.origin else []
     lines += [f"{tensor}: {origin}" for tensor, origin in made.taken.items() if ": " in origin]
     return "\n".join(lines)

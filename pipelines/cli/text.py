@@ -8,6 +8,10 @@ from typing import Any
 
 import click
 
+from bam_core.graph.words import count, duration, size
+
+__all__ = ["COLOURS", "DIM", "count", "duration", "metrics", "number", "size", "styled", "table"]
+
 COLOURS = {
     "run": "cyan",
     "running": "cyan",
@@ -20,37 +24,6 @@ COLOURS = {
     "missing": "yellow",
 }
 DIM = ("reuse", "reused", "skipped", "pending")
-
-
-def count(number: float) -> str:
-    """1234567 -> `1.23M`."""
-    for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= limit * 0.9995:
-            return f"{number / limit:.3g}{suffix}"
-    return f"{number:.3g}" if isinstance(number, float) and not number.is_integer() else str(int(number))
-
-
-def size(n_bytes: int) -> str:
-    """1536 -> `1.5 KiB`."""
-    value = float(n_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.95 else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
-
-
-def duration(seconds: float) -> str:
-    """75.2 -> `1m 15s`; under ten seconds with one decimal."""
-    if seconds < 9.95:
-        return f"{max(0.0, seconds):.1f}s"
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    if hours >= 48:
-        return f"{hours // 24}d {hours % 24:02d}h"
-    if hours:
-        return f"{hours}h {minutes:02d}m"
-    return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
 
 
 def number(value: Any) -> str:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
 from bam_core.errors import UsageError
 from pipelines.cli.app import Session, with_session
 from pipelines.cli.text import styled, table
+
+WIDEST, PIPED = 200, 160
+"""Columns."""
 
 
 @click.command()
@@ -18,12 +26,15 @@ from pipelines.cli.text import styled, table
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["text", "json", "mermaid", "html"]),
-    default="text",
-    show_default=True,
+    type=click.Choice(["text", "json", "mermaid", "html", "openlineage"]),
+    help="[default: what --out's name says, else text]",
 )
+@click.option("-o", "--out", metavar="FILE", type=click.Path(path_type=Path), help="Write it to FILE.")
+@click.option("--from-mlflow", is_flag=True, help="As MLflow shows it, without a look at the records.")
 @with_session
-def lineage(session: Session, ref: str, up: bool, down: bool, form: str) -> None:
+def lineage(
+    session: Session, ref: str, up: bool, down: bool, form: str | None, out: Path | None, from_mlflow: bool
+) -> None:
     """What exactly made REF, or what REF has made.
 
     `bam lineage sync` rebuilds MLflow's view from the records."""
@@ -34,16 +45,38 @@ def lineage(session: Session, ref: str, up: bool, down: bool, form: str) -> None
         synced = wiring.lineage_sync(settings)
         session.answer({"synced": synced}, lambda: f"{synced} artifacts are in MLflow")
         return
-    graph = wiring.lineage(ref, settings, "both" if up and down else "down" if down else "up")
-    from bam_core.graph import lineage_render
+    from bam_core.graph.lineage_render import RENDERERS, SUFFIXES
 
-    render = {
-        "json": lambda: lineage_render.to_json(graph),
-        "text": lambda: lineage_render.to_text(graph),
-        "mermaid": lambda: lineage_render.to_mermaid(graph),
-        "html": lambda: lineage_render.to_html(graph),
-    }
-    session.answer(graph.to_json(), render[form])
+    form = form or (SUFFIXES.get(out.suffix.lower(), "text") if out is not None else "text")
+    if form == "html" and out is None and not session.json and sys.stdout.isatty():
+        raise UsageError("--format html is a page for a browser: give --out lineage.html, or redirect it to a file")
+    walk = wiring.lineage_from_mlflow if from_mlflow else wiring.lineage
+    graph = walk(ref, settings, "both" if up and down else "down" if down else "up")
+    store = wiring.mask_text(wiring.open_store(settings).uri)
+    columns = _columns() if out is None else WIDEST
+    if out is None:
+        session.answer(graph.to_json(), lambda: RENDERERS[form](graph, store, columns))
+        return
+    _write(out, RENDERERS[form](graph, store, columns))
+    value = {"file": str(out), "format": form, "nodes": len(graph.nodes), "edges": len(graph.edges)}
+    session.answer(value, lambda: f"{out}: {len(graph.nodes)} nodes, {len(graph.edges)} edges, as {form}")
+
+
+def _columns() -> int:
+    """Of the terminal; of a pipe or a file, as many as COLUMNS says, or enough for every fact."""
+    return min(WIDEST, shutil.get_terminal_size((PIPED, 24)).columns)
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole, or not at all. Raises UsageError."""
+    part = file.parent / f".lineage-{os.getpid()}.part"
+    try:
+        part.write_text(text + "\n", encoding="utf-8")
+        part.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise UsageError(f"--out {file}: cannot be written: {error.strerror or error}") from error
 
 
 @click.command()

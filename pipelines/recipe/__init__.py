@@ -5,6 +5,7 @@ parts.py     the groups of keys: types, defaults     mixtures.py        those un
 schema.py    the recipe as a whole                   document.py        YAML and `--set`, safely
 checks.py    what must hold between keys             variant_checks.py  the same for `variants`
 tuning.py    what a search sets in which stage       tune_checks.py     the same for `tune`
+promotion.py what is asked before a promotion        promotion_checks.py the same for `promote`
 load.py      a name or a path to a `Recipe`
 """
 

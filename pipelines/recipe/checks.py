@@ -13,9 +13,11 @@ from typing import Any
 
 from bam_core.config import ModelConfig, TrainConfig
 from bam_core.errors import Problem, nearest
+from bam_core.graph.adopted import NAME, NAME_RULE
 from pipelines.recipe.base import Part
 from pipelines.recipe.document import join
-from pipelines.recipe.parts import BpeTokenizer, ExpertPhase, GeneratedMath, Phase
+from pipelines.recipe.parts import BpeTokenizer, ExpertPhase, GeneratedMath, Licensed, Phase
+from pipelines.recipe.promotion_checks import promotion_problems
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.tune_checks import tune_problems
 from pipelines.recipe.variant_checks import variant_problems
@@ -23,7 +25,9 @@ from pipelines.recipe.variant_checks import variant_problems
 MIN_BPE_VOCAB = 257
 """256 bytes and `<|endoftext|>`."""
 
+MAX_LICENCE_CHARS = 300
 RESERVED_DOMAINS = {"own", "uniform"}
+SEED_IS_EXPERT = "the first domain's expert is the seed model itself"
 _NAME = re.compile(r"[a-z0-9_][a-z0-9_-]{0,63}")
 
 
@@ -41,6 +45,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _names("tune", recipe.tune or ())
     yield from tune_problems(recipe)
     yield from _evaluate(recipe)
+    yield from promotion_problems(recipe)
     yield from _runtime(recipe)
 
 
@@ -84,18 +89,35 @@ def _domains(recipe: Recipe) -> Iterator[Problem]:
         yield from _at_least(f"{here}.max_bytes", domain.max_bytes, 1)
         if domain.valid_frac is not None and not 0 < domain.valid_frac < 1:
             yield Problem(f"{here}.valid_frac", domain.valid_frac, "must be above 0 and below 1")
+        yield from _licence(f"{here}.source.licence", domain.source)
         if isinstance(domain.source, GeneratedMath):
             yield from _at_least(f"{here}.source.documents", domain.source.documents, 1)
             yield from _at_least(f"{here}.source.seed", domain.source.seed, 0)
-        changes = {} if domain.expert is None else domain.expert.to_dict()
-        if index == 0 and any(value is not None for value in changes.values()):
-            given = {key: value for key, value in changes.items() if value is not None}
-            yield Problem(
-                f"{here}.expert",
-                given,
-                "the first domain's expert is the seed model itself",
-                "set phases.seed",
-            )
+        if isinstance(domain.expert, str):
+            yield from _adopted(recipe, name)
+        elif index == 0 and domain.expert is not None:
+            given = {key: value for key, value in domain.expert.to_dict().items() if value is not None}
+            if given:
+                yield Problem(f"{here}.expert", given, SEED_IS_EXPERT, "set phases.seed")
+
+
+def _licence(path: str, source: Licensed | None) -> Iterator[Problem]:
+    licence = source.licence if source is not None else None
+    if licence is not None and (len(licence) > MAX_LICENCE_CHARS or not licence.isprintable() or not licence.strip()):
+        expected = f"must be one line of at most {MAX_LICENCE_CHARS} characters"
+        yield Problem(path, licence, expected, "an SPDX identifier such as CC-BY-4.0, or a link to the text")
+
+
+def _adopted(recipe: Recipe, domain: str) -> Iterator[Problem]:
+    """Whether there is such an expert is for the plan to say, which reads the store."""
+    here, name = join("domains", domain) + ".expert", recipe.adopted[domain]
+    if domain == recipe.general:
+        yield Problem(here, name, SEED_IS_EXPERT, "an adopted expert stands for one of the other domains")
+    if not NAME.fullmatch(name):
+        yield Problem(here, name, NAME_RULE, "as in `bam adopt NAME URI`")
+    first = next(other for other, expert in recipe.adopted.items() if expert == name)
+    if first != domain:
+        yield Problem(here, name, f"is the expert of {first} already", "one expert stands for one domain")
 
 
 def _tokenizer(recipe: Recipe) -> Iterator[Problem]:
@@ -164,7 +186,7 @@ def _share_names(phase: Phase, domains: Mapping[str, Any], path: str) -> Iterato
 
 def _overrides(phase: ExpertPhase, recipe: Recipe) -> Iterator[Problem]:
     for name, domain in list((recipe.domains or {}).items())[1:]:
-        if domain is None or domain.expert is None:
+        if domain is None or domain.expert is None or isinstance(domain.expert, str):
             continue
         changes = {key: value for key, value in domain.expert.to_dict().items() if value is not None}
         for problem in _training(phase.model_copy(update=changes), recipe, join("domains", name) + ".expert"):

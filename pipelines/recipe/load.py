@@ -148,7 +148,7 @@ def _make_hole(document: dict[str, Any], keys: Sequence[Any]) -> None:
     target[keys[-1]] = None
 
 
-_UNIONS = {"source", "attention", "ffn", "merge", "data"}
+_UNIONS = {"source", "expert", "attention", "ffn", "merge", "data"}
 
 
 def _keys(loc: Sequence[Any]) -> list[Any]:
@@ -181,7 +181,10 @@ def _problem(error: Mapping[str, Any]) -> Problem:
         return _not_one_of(path, value, re.findall(r"'([^']*)'", context["expected"]))
     if kind == "value_error":
         return Problem(path, value, str(context["error"]))
-    return Problem(path, value, _EXPECTED.get(kind) or error["msg"])
+    expected = _EXPECTED.get(kind) or error["msg"]
+    if len(keys) == 3 and (keys[0], keys[2]) == ("domains", "expert"):
+        expected += ", or the name of an adopted expert" if kind.startswith("model_") else ""
+    return Problem(path, value, expected)
 
 
 def _no_such_kind(path: str, value: Any, kinds: Mapping[str, Any]) -> Problem:

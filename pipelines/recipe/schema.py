@@ -11,7 +11,8 @@ from bam_core.config import ModelConfig, TrainConfig
 from bam_core.seeds import child_seed
 from pipelines.recipe.base import Named, Part
 from pipelines.recipe.mixtures import Variant
-from pipelines.recipe.parts import Domain, Evaluate, Model, Phase, Phases, Runtime, Tokenizer, Tune
+from pipelines.recipe.parts import LICENCES, Domain, Evaluate, Model, Phase, Phases, Runtime, Tokenizer, Tune
+from pipelines.recipe.promotion import Promote
 from pipelines.recipe.values import Count, Text
 
 
@@ -29,6 +30,7 @@ class Recipe(Part):
     dense: bool = True
     ensemble: bool = True
     evaluate: Evaluate = Evaluate()
+    promote: Promote | None = None
     runtime: Runtime = Runtime()
 
     @property
@@ -36,16 +38,28 @@ class Recipe(Part):
         return next(iter(self.domains))
 
     @property
+    def adopted(self) -> dict[str, str]:
+        """Domain -> the adopted expert that stands in the place of one of ours. The recipe may have holes."""
+        experts = {name: domain.expert for name, domain in (self.domains or {}).items() if domain is not None}
+        return {domain: expert for domain, expert in experts.items() if isinstance(expert, str)}
+
+    @property
     def specialists(self) -> tuple[str, ...]:
-        """The domains whose experts are trained: all but the general one."""
-        return tuple(self.domains)[1:]
+        """The domains whose experts are trained: all but the general one and those with an adopted one."""
+        return tuple(domain for domain in tuple(self.domains)[1:] if domain not in self.adopted)
 
     def source(self, domain: str) -> dict[str, Any]:
-        """The source of a domain as the plain mapping that `protocols.Sources` takes."""
+        """The source of a domain as the plain mapping that `protocols.Sources` takes: what says which text it is."""
         spec = self.domains[domain].source.to_dict()
+        del spec["licence"]
         if spec["kind"] == "text":
             del spec["column"]
         return {key: value for key, value in spec.items() if value is not None}
+
+    def licence(self, domain: str) -> str | None:
+        """Of the domain's text: as the recipe states it, else as it is known of a kind whose text is ours."""
+        source = self.domains[domain].source
+        return source.licence or LICENCES.get(source.kind)
 
     def dense_config(self) -> ModelConfig:
         """The seed model and every dense expert."""
@@ -60,7 +74,9 @@ class Recipe(Part):
     def expert_training(self, domain: str) -> TrainConfig:
         """`phases.expert` with the domain's overrides; `own` becomes `domain`."""
         phase = self.phases.expert
-        override = {key: value for key, value in self.domains[domain].expert.to_dict().items() if value is not None}
+        own = self.domains[domain].expert
+        assert not isinstance(own, str), f"the expert of {domain} is adopted, not trained"
+        override = {key: value for key, value in own.to_dict().items() if value is not None}
         shares: dict[str, float] = {}
         for name, share in phase.data.items():
             name = domain if name == "own" else name

@@ -25,9 +25,13 @@ REFUSED = {
 
 def trained_stages(recipe: Recipe) -> list[str]:
     """The stages whose training can be tried. The recipe may have holes."""
-    experts = [f"expert.{domain}" for domain in list(recipe.domains or ())[1:]]
+    experts = [f"expert.{domain}" for domain in _with_trained_expert(recipe)]
     variants = [f"train.{name}" for name in recipe.variants or ()]
     return ["seed", *experts, *variants, *(["dense"] if recipe.dense else [])]
+
+
+def _with_trained_expert(recipe: Recipe) -> list[str]:
+    return [domain for domain in list(recipe.domains or ())[1:] if domain not in recipe.adopted]
 
 
 def phase_of(stage: str) -> str:
@@ -46,7 +50,7 @@ def why_not(recipe: Recipe, key: str) -> str | None:
             return None if share[0] in names else f"{share[0]!r} is not a domain"
     elif parts[0] == "domains" and len(parts) == 4 and parts[2] == "expert":
         model, name, share = ExpertOverride, parts[3], []
-        if parts[1] not in list(recipe.domains or ())[1:]:
+        if parts[1] not in _with_trained_expert(recipe):
             return f"{parts[1]!r} is no domain whose expert is trained"
     else:
         return ONLY_PHASES

@@ -110,8 +110,9 @@ def is_of(label: str, domain: str) -> bool:
 
 
 def group(model: str) -> str:
-    """The kind of a model by its stage name: `expert` for `expert.law`."""
+    """The kind of a model by its stage name: `expert` for `expert.law`, and for one that was adopted."""
     kind = model.split(".", 1)[0]
+    kind = "expert" if kind == "adopted" else kind
     return kind if kind in GROUPS else "other"
 
 

@@ -29,6 +29,7 @@ KINDS: dict[str, StageKind] = {
     "data": StageKind("data", 1),
     "seed": StageKind("seed", 1, trains=True),
     "expert": StageKind("expert", 1, trains=True),
+    "adopt": StageKind("adopt", 1),
     "tune": StageKind("tune", 1),
     "mix": StageKind("mix", 2),
     "edit": StageKind("edit", 1),

@@ -10,4 +10,4 @@ from pipelines.stages.training import run_training
 
 
 def run(context: StageContext) -> Mapping[str, Any]:
-    return run_training(context, {"from": "seed"}, "The dense baseline: the seed, trained on the mixture's data.")
+    return run_training(context, {"from": "seed"})

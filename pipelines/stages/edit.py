@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from bam_core.checkpoint import load_model, model_card, open_tensors, read_config, write_model
+from bam_core.card import model_card
+from bam_core.checkpoint import CARD, load_model, open_tensors, read_config, write_model
 from bam_core.data.shards import ShardedRows
 from bam_core.evaluate.perplexity import score
 from bam_core.nn.costs import params_active, params_total
 from bam_core.nn.lm import LM
 from bam_core.protocols import StageContext
 from bam_core.upcycle.edit import Edit, adding, edited, removing
+from pipelines.stages.cards import carrying, subject_of
 
 ROWS_COMPARED = 4
 """Rows of each domain on which the logits before and after are compared."""
@@ -43,8 +45,8 @@ def run(context: StageContext) -> Mapping[str, Any]:
         edit.target,
         made,
         tokenizer=base / "tokenizer.json",
-        card=_card(context, edit),
-        provenance={"stage": context.stage, "key": context.key},
+        card=None,  # it tells what the edit did
+        provenance={"stage": context.stage, "key": context.key, **carrying(subject_of(context, edit.target).texts)},
     )
     rows = _rows(context)
     before, after = load_model(base).eval(), load_model(context.out).eval()
@@ -63,6 +65,8 @@ def run(context: StageContext) -> Mapping[str, Any]:
         "tensors": tensors,
     }
     (context.out / "edit.json").write_text(json.dumps(report, indent=1) + "\n")
+    card = model_card(subject_of(context, edit.target, edit=report))
+    (context.out / CARD).write_text(card, encoding="utf-8")
     return _metrics(context, edit, report)
 
 
@@ -99,21 +103,6 @@ def _logit_difference(before: LM, after: LM, rows: Mapping[str, ShardedRows]) ->
 def _ref(context: StageContext, role: str) -> dict[str, str] | None:
     record = context.records.get(role)
     return None if record is None else {"stage": record.stage, "key": record.key}
-
-
-def _card(context: StageContext, edit: Edit) -> str:
-    operation, name = context.config["operation"], context.config["name"]
-    what = {
-        "add": f"A mixture that was given the expert {name!r}, which is not heard until training takes its bias to 0.",
-        "remove": f"A mixture without its expert {name!r}.",
-    }
-    return model_card(
-        name=context.stage,
-        what=what[operation],
-        config=edit.target,
-        parents={role: (record.stage, record.key) for role, record in context.records.items()},
-        facts={"experts": ", ".join(edit.target.experts), "key": context.key},
-    )
 
 
 def _metrics(context: StageContext, edit: Edit, report: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,5 +10,4 @@ from pipelines.stages.training import run_training
 
 
 def run(context: StageContext) -> Mapping[str, Any]:
-    what = f"The dense expert of domain {context.config['domain']!r}, branched from the seed."
-    return run_training(context, {"from": "seed"}, what)
+    return run_training(context, {"from": "seed"})

@@ -62,7 +62,7 @@ def _tokenizer(record: Record) -> str | None:
 
 def _kind(stage: str) -> str:
     function = stage.partition(".")[0]
-    is_model = function in ("mix", "edit") or (function in KINDS and KINDS[function].trains)
+    is_model = function in ("mix", "edit", "adopted") or (function in KINDS and KINDS[function].trains)
     return "model" if is_model else function
 
 

@@ -2,7 +2,8 @@
 
 First the mixture is calibrated on some training rows of every domain (`upcycle.calibrate`), then it is written tensor
 by tensor, then read back and compared with the experts. `mix.json` says of each tensor what it was made from, with
-digests, and what holds at step 0. Nothing holds more than `costs.mixing_bytes`, which is logged before the start.
+digests, and what holds at step 0; the card says it for people. Nothing holds more than `costs.mixing_bytes`, which is
+logged before the start.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bam_core.checkpoint import model_card, read_config, write_model
+from bam_core.card import Mixed, model_card
+from bam_core.checkpoint import CARD, read_config, write_model
 from bam_core.config import ModelConfig
 from bam_core.data.shards import ShardedRows
 from bam_core.evaluate.perplexity import spread_indices
@@ -34,6 +36,7 @@ from bam_core.upcycle.variants import (
     with_gains,
 )
 from bam_core.upcycle.walk import ReopenedTensors
+from pipelines.stages.cards import MIX_FILE, carrying, subject_of
 
 MIN_SHARD_BYTES = 64_000_000
 
@@ -56,7 +59,9 @@ def run(context: StageContext) -> Mapping[str, Any]:
     made = receipt(context.out, folders, made=tensors)
     step0 = found.report | {"warnings": [*variant.warnings(tuple(folders)), *found.report["warnings"]]}
     mix = {"variant": variant.to_json(), "experts": stages, "tensors": tensors, "receipt": made | {"step0": step0}}
-    (context.out / "mix.json").write_text(json.dumps(mix, indent=1, allow_nan=False) + "\n")
+    (context.out / MIX_FILE).write_text(json.dumps(mix, indent=1, allow_nan=False) + "\n")
+    card = model_card(subject_of(context, target, mixed=Mixed.of(context.stage, mix)))
+    (context.out / CARD).write_text(card, encoding="utf-8")
     return _metrics(context, target, mix["receipt"])
 
 
@@ -83,14 +88,8 @@ def _write(
         target,
         upcycle(target, rules_for(variant, target), sources, seed, tensors, found.fitted),
         tokenizer=tokenizer,
-        card=model_card(
-            name=context.stage,
-            what=f"The mixture {variant.name!r} as initialised from its experts, untrained.",
-            config=target,
-            parents={role: (record.stage, record.key) for role, record in context.records.items()},
-            facts={"experts": ", ".join(sources), "key": context.key},
-        ),
-        provenance={"stage": context.stage, "key": context.key},
+        card=None,  # it tells what holds of the mixture as written
+        provenance={"stage": context.stage, "key": context.key, **carrying(subject_of(context, target).texts)},
         max_shard_bytes=_shard_bytes(next(iter(sources.values()))),
     )
     return tensors

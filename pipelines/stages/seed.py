@@ -11,4 +11,4 @@ from pipelines.stages.training import run_training
 
 def run(context: StageContext) -> Mapping[str, Any]:
     start = {"init_seed": context.config["init_seed"], "model": context.config["model"]}
-    return run_training(context, start, "The dense seed model, trained from random weights.")
+    return run_training(context, start)

@@ -10,5 +10,4 @@ from pipelines.stages.training import run_training
 
 
 def run(context: StageContext) -> Mapping[str, Any]:
-    what = f"The mixture {context.config['variant']!r}, trained on all domains."
-    return run_training(context, {"from": "mix"}, what)
+    return run_training(context, {"from": "mix"})

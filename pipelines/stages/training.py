@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bam_core.checkpoint import load_model, model_card, open_tensors, write_model
+from bam_core.card import Subject, model_card
+from bam_core.checkpoint import load_model, open_tensors, read_config, write_model
 from bam_core.config import ModelConfig, TrainConfig
 from bam_core.data.mixture import DomainMixture
 from bam_core.data.shards import ShardedRows
@@ -30,29 +31,31 @@ from bam_core.train.saving import write_gathered
 from bam_core.train.search import with_values
 from bam_core.train.sharded import Weights
 from bam_core.train.state import Progress
+from pipelines.stages.cards import carrying, mixed_of, subject_of
 
 HISTORY_FILE = "training.json"
 BEST_FILE = "best.json"
 """What a search found: `values` by key of the recipe."""
 
 
-def run_training(context: StageContext, start: Mapping[str, Any], what: str) -> Mapping[str, Any]:
+def run_training(context: StageContext, start: Mapping[str, Any]) -> Mapping[str, Any]:
     """Train on the stage's worker group and leave a model folder in `context.out`. Returns the stage's metrics.
 
     start: `{"init_seed": n, "model": config}` for a fresh model or `{"from": role}` for an input's weights.
-    what: one sentence for the model card.
     """
+    phase = tuned_phase(context)
     config = {
         "start": dict(start),
-        "phase": tuned_phase(context),
+        "phase": phase,
         "pace": dict(context.runtime.get("pace", {})),
-        "stage": context.stage,
-        "key": context.key,
-        "what": what,
-        "parents": {role: [record.stage, record.key] for role, record in context.records.items()},
+        "subject": subject_of(context, _model(context, start), phase=phase, mixed=mixed_of(context)),
         "ancestors": _ancestor_costs(context),
     }
     return context.trainer.fit(train_loop, config, context.resources, context.out)
+
+
+def _model(context: StageContext, start: Mapping[str, Any]) -> ModelConfig:
+    return read_config(context.inputs[start["from"]]) if "from" in start else ModelConfig.from_json(start["model"])
 
 
 def tuned_phase(context: StageContext) -> dict[str, Any]:
@@ -81,7 +84,7 @@ def train_loop(worker: TrainWorker, config: Mapping[str, Any]) -> Trained:
     batches = DomainMixture(rows, phase.shares, phase.seed)
     optimizer, progress = train(model, batches, phase, worker, pace, weights)
     figures = _figures(model.config, phase, progress, config["ancestors"])
-    write = _ModelWriter(model.config, progress, tokenizer, config, figures)
+    write = _ModelWriter(model.config, progress, tokenizer, replace(config["subject"], figures=figures))
     if optimizer.sharded:
         return Trained(figures, write_gathered(worker, optimizer, write))
     return Trained(figures, partial(write, tensors=optimizer.masters()))
@@ -144,24 +147,11 @@ class _ModelWriter:
     model: ModelConfig
     progress: Progress
     tokenizer: Path
-    config: Mapping[str, Any]
-    figures: Mapping[str, Any]
+    subject: Subject
 
     def __call__(self, folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        phase = self.config["phase"]
-        card = model_card(
-            name=self.config["stage"],
-            what=self.config["what"],
-            config=self.model,
-            parents={role: tuple(parent) for role, parent in self.config["parents"].items()},
-            facts={
-                "tokens trained in this stage": f"{self.figures['train_tokens']:,}",
-                "tokens behind it in all": f"{self.figures['lineage_tokens']:,}",
-                "data": ", ".join(f"{domain} {share:.0%}" for domain, share in phase["shares"].items() if share > 0),
-                "final training loss": f"{self.figures['loss']:.4f}",
-                "key": self.config["key"],
-            },
-        )
-        write_model(folder, self.model, tensors, tokenizer=self.tokenizer, card=card)
-        training = {"history": self.progress.history, "figures": dict(self.figures), "phase": dict(phase)}
+        card, texts = model_card(self.subject), carrying(self.subject.texts)
+        write_model(folder, self.model, tensors, tokenizer=self.tokenizer, card=card, provenance=texts)
+        figures, phase = dict(self.subject.figures), dict(self.subject.phase)
+        training = {"history": self.progress.history, "figures": figures, "phase": phase}
         (folder / HISTORY_FILE).write_text(json.dumps(training, indent=1) + "\n")

@@ -4,41 +4,59 @@ Slow libraries are imported where they are composed, so that a plan, or a run th
 """
 
 from infra.provenance import mask_text
+from pipelines.wiring.carding import Card, card
+from pipelines.wiring.comparing import compare
 from pipelines.wiring.editing import Edited, add_expert, remove_expert
+from pipelines.wiring.exchanging import Adopted, adopt_expert
 from pipelines.wiring.extracting import Extracted, extract_expert
 from pipelines.wiring.jobs import CONTINUES, Job, RayJobs, Submission, Submitted, open_jobs, submit
-from pipelines.wiring.looking import Check, doctor, generate, lineage, lineage_sync, serve_ui
+from pipelines.wiring.looking import Check, doctor, generate, lineage
 from pipelines.wiring.origins import blame
 from pipelines.wiring.planning import Plan, make_plan
+from pipelines.wiring.promoting import Promotion, promote
 from pipelines.wiring.running import run, run_stage
 from pipelines.wiring.settings import Settings, open_store, open_tracker
+from pipelines.wiring.tracking import lineage_from_mlflow, lineage_sync, serve_ui
+from pipelines.wiring.verifying import Checked, Verified, make_keys, verify
 
 __all__ = [
     "CONTINUES",
+    "Adopted",
+    "Card",
     "Check",
+    "Checked",
     "Edited",
     "Extracted",
     "Job",
     "Plan",
+    "Promotion",
     "RayJobs",
     "Settings",
     "Submission",
     "Submitted",
+    "Verified",
     "add_expert",
+    "adopt_expert",
     "blame",
+    "card",
+    "compare",
     "doctor",
     "extract_expert",
     "generate",
     "lineage",
+    "lineage_from_mlflow",
     "lineage_sync",
+    "make_keys",
     "make_plan",
     "mask_text",
     "open_jobs",
     "open_store",
     "open_tracker",
+    "promote",
     "remove_expert",
     "run",
     "run_stage",
     "serve_ui",
     "submit",
+    "verify",
 ]

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bam_core.config import ModelConfig
+from bam_core.card import Subject, TextSource, model_card
 from bam_core.documents import read_json
 from bam_core.errors import UsageError
+from bam_core.graph.adopted import origin_words
 from bam_core.graph.record import InputRef, Record
 from infra.store import ArtifactStore
 from pipelines.wiring.origins import Known, known_records, model_record, name_of, whole_folder
@@ -23,13 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Extracted:
-    """taken: tensor -> `mixture` or `parent`, and why. parent: the dense model behind the expert, if it is there."""
+    """taken: tensor -> `mixture` or `parent`, and why. parent: the dense model behind the expert, if it is there.
+
+    origin: where another team trained it, if the expert was adopted.
+    """
 
     folder: Path
     source: str
     parent: str | None
     shared: str
     taken: Mapping[str, str]
+    origin: str | None = None
 
 
 def extract_expert(
@@ -40,6 +45,7 @@ def extract_expert(
     shared: whose are the tensors that the mixture does not keep per expert; by default the dense parent's for an
     untrained mixture, the mixture's for a trained one. Raises UsageError if the folder exists.
     """
+    from bam_core.checkpoint import made_by as found_in
     from bam_core.checkpoint import open_tensors, read_config
     from bam_core.upcycle.extract import expert_slots, extracted
 
@@ -69,19 +75,29 @@ def extract_expert(
         "trained in the mixture": "yes" if entry.recorded is None else "no",
         "shared tensors": f"the {'dense parent' if shared == 'parent' else 'mixture'}'s",
     }
-    parents = {"mixture": (record.stage, record.key)}
+    origin = _origin(entry.parent, known)
+    if origin is not None:
+        facts["trained elsewhere as"] = origin
+    parents = {"mixture": record.ref}
     if parent is not None and entry.parent is not None:
-        parents["dense parent"] = (entry.parent.stage, entry.parent.key)
-    made_by = {"extracted": {"stage": record.stage, "key": record.key, "expert": label, "shared": shared}}
-    card = {
-        "name": folder.name,
-        "what": f"The dense model of expert {label!r}, taken out of a mixture.",
-        "config": config.dense(),
-        "parents": parents,
-        "facts": facts,
+        parents["dense parent"] = entry.parent
+    made_by: dict[str, Any] = {
+        "extracted": {"stage": record.stage, "key": record.key, "expert": label, "shared": shared}
     }
-    _write(folder, config.dense(), tensors, source / "tokenizer.json", card, made_by)
-    return Extracted(folder, name_of(record.ref), name_of(entry.parent) if parent else None, shared, taken)
+    texts = tuple(TextSource.read(found_in(source).get("texts")))
+    subject = Subject(
+        stage=folder.name,
+        key=None,
+        what=f"The dense model of expert {label}, taken out of a mixture.",
+        config=config.dense(),
+        parents=parents,
+        texts=texts,
+        facts=facts,
+    )
+    if texts:
+        made_by["texts"] = [text.to_json() for text in texts]
+    _write(folder, tensors, source / "tokenizer.json", subject, made_by)
+    return Extracted(folder, name_of(record.ref), name_of(entry.parent) if parent else None, shared, taken, origin)
 
 
 @dataclass(frozen=True)
@@ -128,6 +144,12 @@ def _as_read(tensors: Mapping[str, Any], role: str, name: str) -> tuple[dict[str
     return digests, factors
 
 
+def _origin(ref: InputRef | None, known: Known) -> str | None:
+    """Of a dense model that was adopted."""
+    record = known.get((ref.stage, ref.key)) if ref is not None else None
+    return origin_words(record) if record is not None else None
+
+
 def _parent(ref: InputRef | None, known: Known, store: ArtifactStore, *, needed: bool) -> Path | None:
     """The dense model's folder, if it is there as it was read."""
     record = known.get((ref.stage, ref.key)) if ref is not None else None
@@ -142,15 +164,14 @@ def _parent(ref: InputRef | None, known: Known, store: ArtifactStore, *, needed:
     )
 
 
-def _write(
-    folder: Path, config: ModelConfig, tensors: Any, tokenizer: Path, card: Mapping[str, Any], made_by: Any
-) -> None:
+def _write(folder: Path, tensors: Any, tokenizer: Path, subject: Subject, made_by: Mapping[str, Any]) -> None:
     """All of the folder or nothing: it gets its name last."""
-    from bam_core.checkpoint import model_card, write_model
+    from bam_core.checkpoint import write_model
 
     growing = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
-        write_model(growing, config, tensors, tokenizer=tokenizer, card=model_card(**card), provenance=made_by)
+        card = model_card(subject)
+        write_model(growing, subject.config, tensors, tokenizer=tokenizer, card=card, provenance=made_by)
         growing.rename(folder)
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror or error}") from error

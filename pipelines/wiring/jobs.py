@@ -128,7 +128,8 @@ def submit(
 
 def _check_stages(recipe: Recipe, selection: Selection, asked: Submission) -> None:
     """A misspelt name is told here, not by the job. Names do not depend on what the texts hold."""
-    pipeline = bam.build(recipe, dict.fromkeys([*recipe.domains, "tokenizer"], ""))
+    adopted: bam.Adopted = {name: {} for name in recipe.adopted.values()}
+    pipeline = bam.build(recipe, dict.fromkeys([*recipe.domains, "tokenizer"], ""), adopted)
     selection.stages(pipeline)
     selection.forced(pipeline)
     for name in asked.command[1:]:

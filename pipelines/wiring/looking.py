@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import sys
-import time
-import webbrowser
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from bam_core.errors import BamError, StoreError, UsageError
+from bam_core.errors import BamError, UsageError
 from bam_core.graph import refs
 from infra.provenance import mask_text
 from pipelines.wiring.settings import Settings, open_store
@@ -22,47 +19,14 @@ if TYPE_CHECKING:
 
 
 def lineage(ref: str, settings: Settings, direction: Literal["up", "down", "both"]) -> Graph:
+    """Also of what was adopted, in the store where it was made. Raises UsageError unless `ref` names one artifact."""
     from bam_core.graph.lineage import lineage as graph_of
-
-    records = open_store(settings).records()
-    return graph_of(records, refs.resolve(ref, records).key, direction)
-
-
-def lineage_sync(settings: Settings) -> int:
-    """Write every record of the store into MLflow; returns how many are there. Raises StoreError if MLflow is down."""
-    from infra.mlflow_connect import default_tracking_uri
-    from infra.mlflow_lineage import sync
-    from infra.mlflow_tracker import MlflowTracker
+    from infra.adopting import foreign_records
 
     store = open_store(settings)
-    uri = settings.tracking_uri or default_tracking_uri(store.uri)
-    if uri is None:
-        raise UsageError("a remote store needs --tracking-uri: it cannot hold MLflow's SQLite database")
-    try:
-        synced = sync(store.records(), MlflowTracker(uri, store.uri), store.localize)
-    except Exception as error:
-        raise StoreError(f"MLflow at {mask_text(uri)}: {mask_text(str(error))}") from error
-    return synced.total
-
-
-def serve_ui(settings: Settings, port: int, open_browser: bool) -> None:
-    """Serve MLflow's pages on loopback until interrupted."""
-    from infra.mlflow_connect import artifact_root, default_tracking_uri
-    from infra.mlflow_ui import LANDING, serve
-
-    uri = settings.tracking_uri or default_tracking_uri(open_store(settings).uri)
-    if uri is None:
-        raise UsageError("a remote store has no tracking database of its own; give --tracking-uri")
-    with serve(uri, artifact_root(uri), port=port) as address:
-        print(f"MLflow: {address}{LANDING}\nctrl-C stops it", flush=True)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server does not outlive us
-        if open_browser:
-            webbrowser.open(address + LANDING)
-        try:
-            while True:
-                time.sleep(3600)
-        except KeyboardInterrupt:
-            return
+    records = store.records()
+    root = refs.resolve(ref, records)
+    return graph_of(records, root.key, direction, foreign_records(store, records))
 
 
 def generate(

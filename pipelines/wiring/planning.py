@@ -23,6 +23,7 @@ from infra.store import ArtifactStore
 from pipelines import bam
 from pipelines.recipe import Recipe
 from pipelines.stages.inputs import require_fitting
+from pipelines.wiring.exchanging import adopted_configs, require_adopted
 from pipelines.wiring.settings import Settings, open_store
 
 N_TOGETHER = 8
@@ -55,7 +56,7 @@ def make_plan(
 ) -> Plan:
     """Decide what every stage does. Reads the texts (for their digests) and the store; writes nothing."""
     store = open_store(settings)
-    pipeline = _absolute(bam.build(recipe, text_digests(recipe)))
+    pipeline = _absolute(bam.build(recipe, text_digests(recipe), adopted_configs(recipe, store)))
     selection.stages(pipeline)
     given = {place: refs.resolve(ref, store.records()) for place, ref in (inputs or {}).items()}
     keys = pipeline_keys(pipeline, {place: record.key for place, record in given.items()})
@@ -66,6 +67,7 @@ def make_plan(
         known = {role: given.get((stage, role), facts[made].record) for role, made in pipeline[stage].inputs.items()}
         require_fitting(pipeline[stage], {role: record for role, record in known.items() if record is not None})
     decisions = plan(pipeline, keys, facts, selection, now=time.time(), given=given, recipe=recipe.name)
+    require_adopted(recipe, keys, decisions, facts, store)
     seen = {stage: fact.record.ended for stage, fact in facts.items() if fact.record is not None}
     return Plan(pipeline, keys, decisions, _models(recipe), given, seen, bam.warnings(recipe), bam.search_costs(recipe))
 
@@ -117,7 +119,7 @@ def _models(recipe: Recipe) -> dict[str, dict[str, Any]]:
             "train_tokens": tokens,
             "train_flops": costs.training_flops(config, tokens, config.max_seq_len),
             "training_bytes": costs.training_bytes(config) if phase else None,
-            "mixing_bytes": None if phase else costs.mixing_bytes(config),
+            "mixing_bytes": costs.mixing_bytes(config) if name.startswith("mix.") else None,
             "cache_bytes_per_token": costs.cache_bytes_per_token(config),
         }
         if printed := paper.comparison(config):

@@ -20,6 +20,7 @@ from typing import Any
 from bam_core.errors import ArtifactDamaged, LeaseHeld, StageFailed, StoreError, UsageError, nearest
 from bam_core.graph.key import input_keys, stage_key, stage_payload
 from bam_core.graph.plan import Decision, rebuilt_input
+from bam_core.graph.reach import is_collected
 from bam_core.graph.record import Record
 from bam_core.graph.runs import Run, RunStage
 from bam_core.graph.select import Selection
@@ -34,7 +35,8 @@ from pipelines.attempt import Services, StageEnd, StageJob, run_stage_job
 from pipelines.recipe import Recipe
 from pipelines.runner import Display, PipelineRun, RunResult, StageResult, Task, terminated_as_interrupted
 from pipelines.stages import KINDS
-from pipelines.wiring.planning import Plan, make_plan, text_digests
+from pipelines.wiring.exchanging import adopted_configs
+from pipelines.wiring.planning import N_TOGETHER, Plan, make_plan, text_digests
 from pipelines.wiring.settings import Settings, open_store, open_tracker
 
 INTERRUPTED = 130
@@ -79,6 +81,18 @@ def run(
 
     store.check_writable()
     store.runs.write(noted)
+    if _is_swept(made, store):
+        store.runs.remove(run_id)
+        return run(
+            recipe,
+            settings,
+            selection,
+            display,
+            keep_going=keep_going,
+            wait=wait,
+            max_parallel=max_parallel,
+            inputs=inputs,
+        )
     jobs = _jobs(made, to_do, run_id, noted.provenance | {"run": run_id, "pipeline": recipe.name})
     watcher = PipelineRun(made.pipeline, made.decisions, jobs, store, display, fail_fast=not keep_going)
     display.update(watcher.states())
@@ -123,6 +137,22 @@ def _run_on_record(name: str, recipe: Recipe, made: Plan) -> Run:
     return Run(name, recipe.name, "running", time.time(), None, content, stages, capture(sys.argv))
 
 
+def _is_swept(made: Plan, store: ArtifactStore) -> bool:
+    """Whether `bam gc` took something that is to be reused, before this run was on record and kept it."""
+
+    def is_gone(decision: Decision) -> bool:
+        lease = store.lease_info(decision.stage, decision.key)
+        if lease is not None and is_collected(lease.owner):
+            return True
+        with suppress(ArtifactDamaged):
+            return store.record(decision.stage, decision.key) is None
+        return True
+
+    reused = [decision for decision in made.decisions if decision.action == "reuse"]
+    with ThreadPoolExecutor(N_TOGETHER) as pool:
+        return any(pool.map(is_gone, reused))
+
+
 @contextmanager
 def _left_at_once() -> Iterator[None]:
     """A second ctrl-C ends the closing, and this process as soon as it has said how to continue.
@@ -155,7 +185,7 @@ def run_stage(
 
     Raises UsageError if an input is neither there nor asked for.
     """
-    pipeline = bam.build(recipe, text_digests(recipe))
+    pipeline = bam.build(recipe, text_digests(recipe), adopted_configs(recipe, open_store(settings)))
     roles = pipeline[name].inputs
     for role in inputs.keys() - roles.keys():
         raise UsageError(f"{name} has no input {role!r}: {nearest(role, roles)}")
@@ -233,13 +263,13 @@ def _job(decision: Decision, made: Plan, owner: str, provenance: Mapping[str, An
     """is_forced: something of this run is, so that nothing that runs is taken as it was.
 
     Otherwise a stage that runs only because an input does is as good as it was, if that comes out with the bytes that
-    it was made from: a repaired artifact costs nothing downstream of it.
+    it was made from: a repaired artifact costs nothing downstream of it. An adopted expert is never made again.
     """
     stage = made.pipeline[decision.stage]
     overrides = {place: record.key for place, record in made.given.items()}
     parents = {role: (parent, made.keys[parent]) for role, parent in stage.inputs.items()}
     given = {role: record for (name, role), record in made.given.items() if name == stage.name}
-    may_hold = decision.cause == "input" and not is_forced
+    may_hold = decision.cause == "input" and (not is_forced or stage.function == "adopt")
     return StageJob(
         stage=stage,
         key=decision.key,

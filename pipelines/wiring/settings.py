@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bam_core.protocols import Tracker
 from infra.mlflow_tracker import open_tracker as open_mlflow
+from infra.signing import Signer
 from infra.storage import LOOK_PATIENCE_S, PATIENCE_S
 from infra.store import ArtifactStore
 
@@ -23,8 +24,11 @@ class Settings:
 
 
 def open_store(settings: Settings, *, working: bool = False) -> ArtifactStore:
-    """working: something is under way that is worth waiting for, should a remote store be away for a while."""
-    return ArtifactStore(settings.store, patience_s=PATIENCE_S if working else LOOK_PATIENCE_S)
+    """working: artifacts are to be made, which is worth waiting for, should a remote store be away for a while; they
+    are signed, if there is a key. Raises UsageError if that is none."""
+    if not working:
+        return ArtifactStore(settings.store, patience_s=LOOK_PATIENCE_S)
+    return ArtifactStore(settings.store, patience_s=PATIENCE_S, signer=Signer.from_environment())
 
 
 def open_tracker(settings: Settings, warn: Callable[[str], None] | None = None) -> Tracker:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.cli import experts, jobs, runs, views
+from pipelines.cli import experts, house, jobs, listing, runs, verifying, views
 from pipelines.cli.artifacts import COMMANDS as ARTIFACT_COMMANDS
 from pipelines.recipe import recipe_from
 
@@ -29,10 +29,9 @@ def test_links_and_files_exist(document: Path) -> None:
 
 
 def test_readme_names_real_commands() -> None:
-    commands = {
-        command.name
-        for command in (*runs.COMMANDS, *jobs.COMMANDS, *ARTIFACT_COMMANDS, *experts.COMMANDS, *views.COMMANDS)
-    }
+    modules = (runs, jobs, listing, house, experts, verifying, views)
+    commands = {command.name for module in modules for command in module.COMMANDS}
+    commands |= {command.name for command in ARTIFACT_COMMANDS}
     named = set(re.findall(r"^\.venv/bin/bam (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
     assert named
     assert named <= commands

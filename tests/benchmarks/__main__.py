@@ -1,20 +1,16 @@
 """`make bench`: training steps beside the machine's own bf16 matrix product, measured interleaved.
 
-Needs `bam_core` alone, so it also runs on a GPU machine without Ray or MLflow. The result is a file with its device,
-date, versions and command: `.bench/train-<device>.json`. Nothing here is a test: no figure is asserted.
+Needs `bam_core` alone, so it also runs on a GPU machine without Ray or MLflow. The result is
+`.bench/train-<device>.json`. Nothing here is a test: no figure is asserted.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ from bam_core.nn.costs import params_total, training_flops
 from bam_core.nn.lm import LM, init_weights
 from bam_core.train.optim import Optimizer
 from bam_core.train.step import accumulate_gradient
+from tests.benchmarks.result import OUT, write_result
 
 EXPERTS = ("general", "code", "law", "math")
 SIZES = {
@@ -112,28 +109,16 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--size", choices=SIZES, action="append")
-    parser.add_argument("--out", type=Path, default=Path(".bench"))
+    parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    device_name = (
-        torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
-    )
     rows = [row for size in options.size or SIZES for row in measure(size, options.device, options.rounds)]
     print(f"{'size':<12}{'model':<8}{'tokens/s':>10}{'GFLOP/s':>10}{'of product':>12}")
     for row in rows:
         speed = f"{row['tokens_per_s']:>10,.0f}{row['flop_per_s'] / 1e9:>10,.0f}{row['frac_of_matrix_product']:>12.2f}"
         print(f"{row['size']:<12}{row['model']:<8}{speed}")
-    result = {
-        "device": device_name,
-        "threads": torch.get_num_threads(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "torch": torch.__version__,
-        "command": sys.argv,
-        "rows": rows,
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    target = options.out / f"train-{options.device}.json"
-    target.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {target}")
+    result = {"threads": torch.get_num_threads(), "rows": rows}
+    device = torch.cuda.get_device_name() if options.device == "cuda" else None
+    write_result(f"train-{options.device}", result, options.out, device)
 
 
 if __name__ == "__main__":

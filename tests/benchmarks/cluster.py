@@ -4,8 +4,8 @@ overhead: the recipe in one process, each stage alone (that is its compute), the
 second over the sum of the first. goodput: the seed trained undisturbed and then with a worker killed every so often;
 seconds of the first over those of the second, and whether the bytes are the same.
 
-Each is run once, by the command line that people use, from an empty store. The result is a file with its machine,
-date, versions and command, `.bench/cluster-*.json`. Nothing here is a test: no figure is asserted.
+Each is run once, by the command line that people use, from an empty store. The result is `.bench/cluster-*.json`.
+Nothing here is a test: no figure is asserted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -21,12 +20,12 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from tests.benchmarks.result import OUT, write_result
 
 NO_MLFLOW = ("--tracking-uri", "http://127.0.0.1:9")
 LOOK_EVERY_S = 2.0
@@ -152,7 +151,7 @@ def main() -> None:
     parser.add_argument("recipe", nargs="?", default="quickstart")
     parser.add_argument("--tokens", default="8M", help="goodput: of the seed; 8M take about ten minutes on two cores")
     parser.add_argument("--every", type=float, default=60.0, help="goodput: seconds from one kill to the next")
-    parser.add_argument("--out", type=Path, default=Path(".bench"))
+    parser.add_argument("--out", type=Path, default=OUT)
     options, options.words = parser.parse_known_args()
     with tempfile.TemporaryDirectory(prefix="bam-bench-", ignore_cleanup_errors=True) as folder:
         try:
@@ -161,18 +160,7 @@ def main() -> None:
             for process in psutil.Process().children(recursive=True):  # left only if this was interrupted
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
-    result = {
-        "device": platform.processor() or platform.machine(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in ("ray", "torch")},
-        "command": sys.argv,
-        **figures,
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    target = options.out / f"cluster-{options.what}.json"
-    target.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {target}")
+    write_result(f"cluster-{options.what}", figures, options.out)
 
 
 if __name__ == "__main__":

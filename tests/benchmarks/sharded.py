@@ -9,18 +9,13 @@ compiles), each in a process of its own. Nothing here is a test: no figure is as
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import re
 import statistics
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +29,7 @@ from bam_core.train.loop import Pace, train
 from bam_core.train.optim import Optimizer
 from bam_core.train.step import accumulate_gradient
 from tests.benchmarks.__main__ import ROWS, SIZES, models
+from tests.benchmarks.result import OUT, write_result
 from tests.golden import runs
 from tests.ranks import Ranks, RankWorker, ranks
 
@@ -166,7 +162,7 @@ def main() -> None:
     parser.add_argument("--model", choices=runs.VARIANTS, action="append")
     parser.add_argument("--size", choices=SIZES, default="quickstart")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(".bench"))
+    parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     if options.what == "parity":
         print(f"{'largest relative difference':<32}{'2 ranks':>18}{'killed, then 3 ranks':>24}")
@@ -175,18 +171,7 @@ def main() -> None:
     else:
         print(f"{'size':<12}{'model':<8}{'layers':<28}{'step':>11}{'fastest':>11}{'first step':>11}{'peak memory':>13}")
         rows = layers(options.size, options.rounds)
-    processor = platform.processor() or platform.machine()
-    result = {
-        "device": f"{processor}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "torch": torch.__version__,
-        "command": sys.argv,
-        "rows": rows,
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    target = options.out / f"sharded-{options.what}.json"
-    target.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {target}")
+    write_result(f"sharded-{options.what}", {"rows": rows}, options.out)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from pipelines import bam
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.wiring.planning import make_plan, text_digests
 from pipelines.wiring.settings import Settings
+from tests.benchmarks.result import write_result
 
 RECIPE = "quickstart"
 OUTPUTS = ("config.json", "model.safetensors", "tokenizer.json", "MODEL_CARD.md", "training.json")
@@ -108,18 +106,8 @@ def main() -> None:
         quiet = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         command_s, commands = median_s(lambda: subprocess.run(command, **quiet), given.rounds)  # type: ignore[call-overload]
         n_artifacts = sum(1 for _ in store.glob("artifacts/*/*/record.json"))
-    result = {
-        "command": " ".join(sys.argv[1:]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-        "artifacts": n_artifacts,
-        "make_plan_s": plans,
-        "bam_plan_s": commands,
-    }
-    path = Path(".bench/store.json")
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"{n_artifacts} artifacts: make_plan {plan_s:.2f} s, `bam plan` {command_s:.2f} s (medians); {path}")
+    print(f"{n_artifacts} artifacts: make_plan {plan_s:.2f} s, `bam plan` {command_s:.2f} s (medians)")
+    write_result("store", {"artifacts": n_artifacts, "make_plan_s": plans, "bam_plan_s": commands})
 
 
 if __name__ == "__main__":

@@ -233,6 +233,14 @@ def test_a_misspelt_stage_is_told_before_anything_is_sent(bam, cluster):
     assert not cluster.sent
 
 
+def test_whether_an_adopted_expert_is_there_is_for_the_job_to_say(bam, cluster):
+    """Its store may be the cluster's own."""
+    adopted = ("--set", "domains.law.expert=law-by-other-team")
+    assert bam("submit", "quickstart", *adopted, "--only", "adopted.law-by-other-team", *ON).status == 0
+    assert len(cluster.sent) == 1
+    assert bam("submit", "quickstart", *adopted, "--only", "expert.law", *ON).status == 2
+
+
 def test_a_wrong_recipe_is_told_before_anything_is_sent(bam, cluster):
     done = bam("submit", "quickstart", "--set", "model.n_layerz=3", *ON)
     assert (done.status, cluster.sent) == (2, [])

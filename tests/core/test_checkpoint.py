@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from upcycle_models import DENSE, NAMES, random_tensors, write
 
-from bam_core.checkpoint import load_model, model_card, open_tensors, read_config, read_digests, tensor_sha256
+from bam_core.checkpoint import load_model, open_tensors, read_config, read_digests, tensor_sha256
 from bam_core.config import AttentionExperts, FFNExperts, ModelConfig
 from bam_core.errors import InvalidInput
 from bam_core.nn.costs import params_total
@@ -261,29 +261,3 @@ def test_sha256_is_that_of_the_stored_bytes(tmp_path: Path) -> None:
         stored = raw[8 + int.from_bytes(raw[:8], "little") :]
         assert tensor_sha256(tensor) == tensor_sha256(torch.frombuffer(bytearray(stored), dtype=torch.uint8))
     assert tensor_sha256(torch.zeros(1)) == "df3f619804a92fdb4057192dc43dd748ea778adc52bc498ce80524c014b81119"
-
-
-def test_card_says_what_it_is_and_what_made_it() -> None:
-    card = model_card(
-        name="train.bam",
-        what="A mixture.",
-        config=SHARED_KV,
-        parents={"mix": ("mix.bam", "0123456789ab")},
-        facts={"tokens": "1,000"},
-    )
-    assert card.startswith("# train.bam\n\nA mixture.\n\n")
-    for row in (
-        "| tokens | 1,000 |",
-        "general, code, law, math; top 2 of 4, softmax_topk; shared keys and values",
-        f"| parameters | {params_total(SHARED_KV):,}, of which",
-        "- mix: `mix.bam`, key `0123456789ab`\n",
-    ):
-        assert row in card
-    copies = ("general", "general", "law")
-    ffn = FFNExperts(6, 2, slots=copies, split=2, layers=(1,))
-    some = model_card(name="x", what="", config=replace(MIXTURE, ffn=ffn), parents={}, facts={})
-    wanted = "general/1, general/2, general#2/1, general#2/2, law/1, law/2; top 2 of 6, softmax_topk; in layers 1 |"
-    assert f"| FFN experts | {wanted}" in some
-    seed = model_card(name="seed", what="Dense.", config=DENSE, parents={}, facts={})
-    assert "random weights" in seed
-    assert "experts" not in seed

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bam_core import checkpoint
+from bam_core.card import Subject
 from bam_core.checkpoint import load_model, open_tensors, write_model
 from bam_core.data.packing import Rows
 from bam_core.data.shards import write_shards
@@ -67,10 +68,7 @@ def stage(
         "start": start,
         "phase": PHASE.to_json(),
         "pace": {"micro_batch_rows": 2, "strategy": strategy, "checkpoint_steps": 2},
-        "stage": "train.bam",
-        "key": "k" * 64,
-        "what": "A test.",
-        "parents": {},
+        "subject": Subject("train.bam", "k" * 64, "A test.", MODEL, phase=PHASE.to_json()),
         "ancestors": {"tokens": 0, "flops": 0},
     }
     with pytest.MonkeyPatch.context() as patch:

@@ -16,14 +16,19 @@ from typing import Any
 import pytest
 
 from bam_core.graph.record import InputRef, Output, Record, artifact_digest
+from bam_core.graph.runs import Run, RunStage
 from bam_core.graph.stage import Stage
 from infra.mlflow_connect import connect
 from infra.mlflow_tracker import MlflowTracker
+from infra.run_files import RunFiles
+from infra.storage import Storage
 
 MLFLOW_WARNINGS = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 """MLflow 3.17 calls SQLAlchemy 2.1 in a way that it deprecates."""
 
 COMMIT = "c0ffee" + "0" * 34
+PROVENANCE = {"git_commit": COMMIT, "dirty": False, "argv": ["/x/bam", "run", "tiny"], "user": "ada"}
+RUN = "tiny-1"
 RECIPE = {"name": "tiny", "seed": 0, "domains": {"law": {"source": {"kind": "text", "path": "law.txt"}}}}
 HISTORY = [{"step": step, "tokens": 64 * step, "loss": 5.0 - step / 10, "lr": 1e-3} for step in range(1, 11)]
 DOMAINS = ("general", "law")
@@ -64,11 +69,27 @@ class TinyPipeline:
 
     def play(self, tracker: MlflowTracker) -> dict[str, Any]:
         """Run everything; returns the handle of the pipeline's run."""
-        handle = dict(tracker.start_pipeline("tiny", "tiny-1", RECIPE))
+        self.put_run_on_record(None)
+        handle = dict(tracker.start_pipeline("tiny", RUN, RECIPE))
         for stage, files, metrics in stages():
             self.run_stage(tracker, handle, stage, files, metrics)
+        self.put_run_on_record(1_700_000_100.0)
         tracker.end_pipeline(handle, "done")
         return handle
+
+    def put_run_on_record(self, ended: float | None, status: str = "done") -> None:
+        """As the wiring does: when a run starts, and when it has ended."""
+        planned = {}
+        for stage, _, _ in stages():
+            inputs = {role: (parent, key_of(parent)) for role, parent in stage.inputs.items()}
+            planned[stage.name] = RunStage(key_of(stage.name), "run", inputs)
+        status = "running" if ended is None else status
+        run = Run(RUN, "tiny", status, 1_700_000_000.0, ended, RECIPE, planned, PROVENANCE)  # type: ignore[arg-type]
+        self.runs.write(run)
+
+    @property
+    def runs(self) -> RunFiles:
+        return RunFiles(Storage(str(self.store)))
 
     def run_stage(
         self,
@@ -83,8 +104,12 @@ class TinyPipeline:
             tracker.log(handle, row["step"], {"loss": row["loss"], "tokens_per_s": 1000.0})
         record = self.write(stage, files, metrics)
         record = replace(record, mlflow=tracker.end_stage(handle, record, self.folder(record)))
-        self.records[stage.name] = record
+        self.put_on_record(record)
         return record
+
+    def put_on_record(self, record: Record) -> None:
+        self.records[record.stage] = record
+        (self.folder(record) / "record.json").write_text(json.dumps(record.to_json()))
 
     def inputs(self, stage: Stage) -> dict[str, Record]:
         return {role: self.records[parent] for role, parent in stage.inputs.items()}
@@ -114,12 +139,7 @@ class TinyPipeline:
             outputs=outputs,
             digest=artifact_digest(outputs),
             metrics=metrics,
-            provenance={
-                "git_commit": COMMIT,
-                "dirty": False,
-                "argv": ["/x/bam", "run", "tiny"],
-                "user": "ada",
-            },
+            provenance=PROVENANCE | {"run": RUN, "pipeline": "tiny"},
             started=1_700_000_000.0 + 10 * order,
             ended=1_700_000_004.0 + 10 * order,
             attempt=1,

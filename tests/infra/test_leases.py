@@ -235,7 +235,7 @@ def test_a_taker_that_is_overtaken_by_a_takeover_and_a_release(
             held.append(store.acquire(*SEED, "next:2"))
 
     slow = ArtifactStore(store.uri, clock=clock, watch=store._watch, lease_ttl_s=TTL_S)
-    slow._storage = Interleaved(store.uri, meanwhile)
+    slow.storage = Interleaved(store.uri, meanwhile)
     with pytest.raises(LeaseHeld):
         slow.acquire(*SEED, "slow:3")
     for lease in held:

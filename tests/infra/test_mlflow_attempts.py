@@ -77,6 +77,7 @@ def test_a_failed_stage_says_why_and_its_next_attempt_goes_on_in_the_same_run(at
     record = attempts.end(tracker, second)
     (run,) = attempts.runs_of_seed()
     assert run.info.status == "FINISHED"
+    assert "bam.error" not in run.data.tags
     assert run.info.run_id == record.mlflow["run_id"]
     assert run.data.tags["mlflow.parentRunId"] == second_parent["run_id"]
 
@@ -90,7 +91,9 @@ def test_a_run_that_was_killed_is_taken_up_and_its_pipeline_closed(attempts: Att
     attempts.end(tracker, second)
     (run,) = attempts.runs_of_seed()
     assert run.info.run_id == handle["run_id"]
-    assert [point.step for point in attempts.client.get_metric_history(run.info.run_id, "loss")] == [1, 2, 2]
+    points = sorted(attempts.client.get_metric_history(run.info.run_id, "loss"), key=lambda point: point.timestamp)
+    assert [(point.step, point.value) for point in points] == [(1, 2.0), (2, 1.5), (2, 1.0)]
+    assert run.data.metrics["loss"] == 1.0
     assert attempts.status(parent) == "KILLED"
 
 
@@ -100,12 +103,14 @@ def test_a_run_that_was_killed_is_filled_in_from_its_record(attempts: Attempts) 
     recorded = stage_of("seed", {"phase": {"lr": 1e-3, "z_loss_coef": 0, "shares": [1, 0.5]}})
     parent = attempts.first.start_pipeline("tiny", "one", RECIPE)
     attempts.first.start_stage(parent, live, key_of("seed"), {})
-    attempts.again().open_stage(parent, recorded, key_of("seed"), {}, started=0.0)
+    attempts.again().live.open_stage(parent, recorded, key_of("seed"), {}, started=0.0)
     (run,) = attempts.runs_of_seed()
     assert (run.data.params["phase.z_loss_coef"], run.data.params["phase.shares"]) == ("0", "[1, 0.5]")
     attempts.client.log_param(run.info.run_id, "model.old", "1.0")  # as an earlier version of ours told it
     renamed = stage_of("seed", {"model": {"old": 1}})
-    assert attempts.again().open_stage(parent, renamed, key_of("seed"), {}, started=0.0)["run_id"] == run.info.run_id
+    assert (
+        attempts.again().live.open_stage(parent, renamed, key_of("seed"), {}, started=0.0)["run_id"] == run.info.run_id
+    )
 
 
 def test_a_failed_attempt_leaves_the_pipeline_that_still_runs_alone(attempts: Attempts) -> None:
@@ -211,7 +216,7 @@ def test_a_tracker_touches_nothing_before_it_is_used(tmp_path: Path) -> None:
 
 
 def test_importing_the_tracker_leaves_mlflow_out() -> None:
-    modules = "infra.mlflow_tracker, infra.mlflow_lineage, infra.mlflow_ui"
+    modules = "infra.mlflow_tracker, infra.mlflow_sync, infra.mlflow_graph, infra.mlflow_ui"
     code = f"import sys, {modules}; print('mlflow' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"

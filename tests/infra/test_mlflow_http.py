@@ -58,7 +58,7 @@ def play(url: str, store: Path, root: str) -> Played:
     return Played(pipeline, tracker, handle, warnings, {path: storage.read(path) or b"" for path in storage.sizes("")})
 
 
-@pytest.fixture(scope="module", params=["proxy", "s3"])
+@pytest.fixture(scope="module", params=["proxy", pytest.param("s3", marks=pytest.mark.long)])
 def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
     """proxy: the server passes artifacts on (its default). s3: clients bring them to a bucket themselves."""
     folder = tmp_path_factory.mktemp(request.param)

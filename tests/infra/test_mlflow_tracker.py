@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import yaml
 
+from bam_core.graph.record import InputRef
+from infra.mlflow_pages import describe
 from infra.mlflow_runs import PARENT_RUN
 from infra.mlflow_tracker import MlflowTracker
 from tests.infra.mlflow_pipeline import (
@@ -22,6 +27,7 @@ from tests.infra.mlflow_pipeline import (
     fresh_tracker,
     key_of,
     sha256,
+    stage_of,
 )
 
 pytestmark = MLFLOW_WARNINGS
@@ -173,9 +179,61 @@ def test_edges_to_data(played: Played) -> None:
 def test_small_files_are_artifacts_of_the_run(played: Played) -> None:
     assert played.files(played.run_id("report")) == {"report.html", "tables"}
     assert played.files(played.run_id("report"), "tables") == {"tables/perplexity.csv"}
-    assert played.files(played.run_id("mix.bam")) == {"mix.json"}
+    assert played.files(played.run_id("mix.bam")) == {"mix.json", "config.json", "MODEL_CARD.md", "lineage.html"}
     assert played.files(played.run_id("data.law")) == {"stats.json"}
     assert played.files(played.run_id("tokenizer")) == set()
+
+
+def test_the_pipelines_run_has_the_report_the_whole_graph_and_links_to_its_stages(played: Played) -> None:
+    run_id = played.handle["run_id"]
+    assert played.files(run_id) == {"recipe.yaml", "lineage.html", "report.html", "tables"}
+    page = Path(played.client.download_artifacts(run_id, "lineage.html")).read_text()
+    note = played.client.get_run(run_id).data.tags["mlflow.note.content"]
+    for stage, record in played.pipeline.records.items():
+        assert record.key in page, stage
+        name = f"`{stage}@{record.key[:12]}`"
+        assert f"[{name}](#/experiments/{played.handle['experiment_id']}/" in note, stage
+    assert "done after 100.0 s" in note
+
+
+def test_a_runs_lineage_holds_its_ancestors_and_no_more(played: Played) -> None:
+    page = Path(played.client.download_artifacts(played.run_id("expert.law"), "lineage.html")).read_text()
+    assert key_of("seed") in page
+    assert key_of("mix.bam") not in page
+
+
+def test_whatever_was_made_from_it_is_one_click_away(played: Played) -> None:
+    """By a search that the address holds: a parent's page needs no change when it gets a child."""
+    note = played.model("seed").tags["mlflow.note.content"]
+    address = re.search(r"\[runs of this experiment\]\(([^)]*)\)", note)
+    assert address is not None
+    place, _, query = address[1].partition("?searchFilter=")
+    assert place == f"#/experiments/{played.handle['experiment_id']}/runs"
+    found = played.client.search_runs([played.handle["experiment_id"]], unquote(query))
+    assert {run.info.run_name for run in found} == {"expert.law", "mix.bam", "train.bam", "evaluate", "report"}
+
+
+def test_a_stage_says_which_run_of_which_recipe_made_it(played: Played) -> None:
+    for tags in (played.run("mix.bam").data.tags, played.model("mix.bam").tags):
+        assert (tags["bam.run"], tags["bam.pipeline"]) == ("tiny-1", "tiny")
+
+
+def test_text_of_others_stays_text_on_a_page(tmp_path: Path) -> None:
+    record = TinyPipeline(tmp_path).write(stage_of("seed", {}), {"a|b`]<b>.json": "{}"}, {})
+    record = replace(record, inputs={"x|`<i>": InputRef("data.law", "a" * 64, "b" * 64)})
+    note = describe(record, "/a`b", {}, "#/x")
+    assert "| `a b <b>.json` | 2 |" in note
+    assert "| x i | `data.law@aaaaaaaaaaaa` |" in note
+
+
+def test_a_page_of_many_parents_says_how_many_it_leaves_out(tmp_path: Path) -> None:
+    record = TinyPipeline(tmp_path).write(stage_of("seed", {}), {f"{n}.json": "{}" for n in range(500)}, {})
+    refs = {f"data.d{number}": InputRef(f"data.d{number}", "a" * 64, "b" * 64) for number in range(300)}
+    note = describe(replace(record, inputs=refs), "/store/artifacts/seed", {}, "#/x")
+    assert len(note) <= 8000
+    shown_inputs, shown_files = note.count("| `data.d"), note.count(".json`")
+    assert f"| and {300 - shown_inputs} more | |" in note
+    assert f"| and {500 - shown_files} more | |" in note
 
 
 def test_a_tracker_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from infra.mlflow_lineage import sync
+from infra.mlflow_sync import sync
 from infra.mlflow_tracker import MlflowTracker
 from tests.infra.mlflow_pipeline import MLFLOW_WARNINGS, RECIPE, TinyPipeline, fresh_tracker, key_of, stage_of
 
@@ -75,13 +75,15 @@ def test_a_sync_writes_them_where_mlflow_was_down_and_never_twice(tmp_path: Path
     pipeline = searched(down, tmp_path)
     tracker = fresh_tracker(tmp_path)
     record = pipeline.records["tune.lr"]
-    sync([record], tracker, pipeline.folder)
+    sync([record], [], tracker, pipeline.folder)
     made = trials_of(tracker)
     assert len(made) == 3
     [run] = tracker.client.search_runs(
         [found.experiment_id for found in tracker.client.search_experiments()],
         f"tags.`bam.key` = '{record.key}'",
     )
-    handle = {"run_id": run.info.run_id, "experiment_id": run.info.experiment_id, "models": {}}
-    tracker.close_stage(handle, record, pipeline.folder(record))  # as when the first was cut off in the middle
+    handle = {"run_id": run.info.run_id, "experiment_id": run.info.experiment_id, "models": {}, "pages": {}}
+    tracker.client.set_terminated(made["trial-001-bbbb"].info.run_id, "RUNNING")
+    tracker.live.close_stage(handle, record, pipeline.folder(record))  # as when the first was cut off in the middle
+    assert trials_of(tracker)["trial-001-bbbb"].info.status == "KILLED"
     assert {run.info.run_id for run in trials_of(tracker).values()} == {run.info.run_id for run in made.values()}

@@ -14,8 +14,8 @@ import pytest
 from bam_core.errors import BamError, UsageError
 from infra import mlflow_ui
 from infra.mlflow_tracker import MlflowTracker
-from infra.mlflow_ui import serve
-from tests.infra.mlflow_pipeline import MLFLOW_WARNINGS, RECIPE, TinyPipeline, fresh_tracker
+from infra.mlflow_ui import last_run, serve
+from tests.infra.mlflow_pipeline import MLFLOW_WARNINGS, RECIPE, TinyPipeline, fresh_tracker, stage_of
 
 pytestmark = MLFLOW_WARNINGS
 
@@ -54,6 +54,20 @@ def test_a_pipeline_is_tracked_through_a_server_without_a_word(
     assert seed.info.status == "FINISHED"
     assert list((tmp_path / "mlflow").rglob("artifacts/report.html"))
     assert list((tmp_path / "mlflow").rglob("artifacts/MODEL_CARD.md"))
+
+
+def test_the_last_run_is_that_of_a_pipeline(tmp_path: Path) -> None:
+    tracker = fresh_tracker(tmp_path)
+    assert last_run(tracker.tracking_uri) is None
+    first = tracker.start_pipeline("tiny", "first", RECIPE)
+    tracker.start_stage(first, stage_of("seed", {}), "a" * 64, {})
+    found = last_run(tracker.tracking_uri)
+    assert found is not None
+    assert found.page == f"/#/experiments/{first['experiment_id']}/runs/{first['run_id']}"
+    tracker.start_pipeline("other", "second", RECIPE)
+    assert (newest := last_run(tracker.tracking_uri)) is not None
+    assert newest.name == "second"
+    assert last_run("http://127.0.0.1:9") is None
 
 
 def test_a_server_elsewhere_is_only_named() -> None:

@@ -79,10 +79,10 @@ def test_models_and_domains_come_in_reading_order():
 
 
 def test_experts_follow_the_given_domain_order_and_unknown_models_come_last():
-    models = {name: {"domains": {}} for name in ("other", "train.x", "expert.b", "expert.a")}
+    models = {name: {"domains": {}} for name in ("other", "train.x", "adopted.z", "expert.b", "expert.a")}
     models["seed"] = {"domains": {domain: {} for domain in "abg"}}
     inputs = ReportInputs("r", {"models": models}, domains=("g", "b", "a"))
-    assert list(inputs.models) == ["seed", "expert.b", "expert.a", "train.x", "other"]
+    assert list(inputs.models) == ["seed", "expert.b", "expert.a", "adopted.z", "train.x", "other"]
     assert inputs.domain_names == ["g", "b", "a"]
 
 

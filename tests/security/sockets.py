@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -41,3 +42,8 @@ def listeners(processes: list[psutil.Process]) -> set[Listener]:
                 if one.status == psutil.CONN_LISTEN:
                     found.add(Listener(one.laddr.ip, one.laddr.port, name))
     return found
+
+
+def rays() -> set[Listener]:
+    """Those of the Ray that this process has started."""
+    return {one for one in listeners(family(os.getpid())) if "ray" in one.process and "pytest" not in one.process}

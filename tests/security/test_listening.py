@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.kit import Place, merged
-from tests.security.sockets import Listener, family, listeners
+from tests.infra.mlflow_pipeline import MLFLOW_WARNINGS, fresh_tracker
+from tests.security.sockets import Listener, family, listeners, rays
 
 LOOK_EVERY_S = 0.1
 SCRIPT = Path(sys.executable).with_name("bam")
@@ -42,7 +43,16 @@ def watched(words: list[str | Path], ends_itself: bool = True) -> tuple[set[List
 
 
 @pytest.mark.ray
-def test_a_run_on_the_embedded_ray_listens_on_loopback_only(up_to: Callable[..., Place]) -> None:
+def test_the_embedded_ray_listens_on_loopback_only(ray_cluster: None) -> None:
+    found = rays()
+    for part in ("gcs_server", "raylet", "DashboardAgent", "RuntimeEnvAgent"):
+        assert any(part in one.process for one in found), f"saw no socket of {part}: {found}"
+    assert [one for one in found if not one.is_loopback] == []
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_a_run_and_its_training_group_listen_on_loopback_only(up_to: Callable[..., Place]) -> None:
     place = up_to("tokenizer", "data.*")
     place.set_recipe(merged(place.recipe_dict(), TWO_WORKERS))
     seen, _ = watched([SCRIPT, *place.words("run", str(place.recipe), "--until", "seed", executor="ray")])
@@ -51,14 +61,9 @@ def test_a_run_on_the_embedded_ray_listens_on_loopback_only(up_to: Callable[...,
     assert [one for one in seen if not one.is_loopback] == []
 
 
-def test_the_pages_of_mlflow_are_on_loopback(done: Place) -> None:
-    words = place_words(done)
-    seen, output = watched([SCRIPT, "ui", *words, "--port", "0"], ends_itself=False)
+@MLFLOW_WARNINGS
+def test_the_pages_of_mlflow_are_on_loopback(tmp_path: Path) -> None:
+    fresh_tracker(tmp_path)
+    seen, output = watched([SCRIPT, "ui", "--store", tmp_path, "--port", "0"], ends_itself=False)
     assert seen, output
     assert [one for one in seen if not one.is_loopback] == []
-
-
-def place_words(place: Place) -> list[str]:
-    """A store that has a tracking database."""
-    assert place.bam("lineage", "sync", tracking=()).status == 0
-    return ["--store", str(place.store)]
