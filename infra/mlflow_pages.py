@@ -52,7 +52,7 @@ def describe(record: Record, artifact: str, pages: Mapping[str, str], children: 
     ]
     parents = [
         f"| {_plain(role)} | {_linked(f'{ref.stage}@{key12(ref.key)}', pages.get(ref.key))} |"
-        for role, ref in record.inputs.items()
+        for role, ref in sorted(record.inputs.items())
     ]
     files = [f"| {_code(output.path)} | {output.size:,} |" for output in record.outputs]
     note = _with_table("\n".join(lines), "| input | artifact |\n|---|---|", parents, TAG_CHARS * 3 // 4)

@@ -108,11 +108,8 @@ def run_nodes(run: Run) -> list[Node]:
 
 
 def inputs_of(record: Record) -> tuple[Node, ...]:
-    """What it was made from: of an adopted expert, its foreign origin too, should that be here."""
-    origin = record.payload.get("config", {}).get("origin")
-    foreign = [origin] if isinstance(origin, Mapping) and {"stage", "key"} <= origin.keys() else []
-    nodes = [node_of(given.stage, given.key) for given in record.inputs.values()]
-    return (*nodes, *(node_of(str(item["stage"]), str(item["key"])) for item in foreign))
+    """What it was made from here. Of an adopted expert, the copy is ours and whole: its origin need not stay."""
+    return tuple(node_of(given.stage, given.key) for given in record.inputs.values())
 
 
 def node_of(stage: str, key: str) -> Node:

@@ -27,7 +27,6 @@ from bam_core.graph.runs import Run
 from infra.adopting import foreign_records
 from infra.record_files import artifact_folder
 from infra.store import ArtifactStore
-from pipelines.recipe.parts import LICENCES
 from pipelines.wiring.origins import Known, known_records, model_record, name_of, upstream
 from pipelines.wiring.settings import Settings, open_store
 
@@ -90,6 +89,8 @@ def _mixed(store: ArtifactStore, record: Record) -> Mixed | None:
 
 def _texts(record: Record, ancestors: Sequence[Record], runs: Sequence[Run]) -> Iterator[TextSource]:
     """All texts on record behind a model, its own first, with the licence that was stated last."""
+    from pipelines.recipe.parts import LICENCES  # pydantic is slow to import, and few commands write a card
+
     read = {(ref.stage, ref.key) for ref in record.inputs.values()}
     data = [other for other in ancestors if other.stage.startswith("data.")]
     for found in sorted(data, key=lambda other: (other.stage, other.key) not in read):

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.cli import experts, house, jobs, listing, runs, verifying, views
-from pipelines.cli.artifacts import COMMANDS as ARTIFACT_COMMANDS
+from pipelines.cli import app
 from pipelines.recipe import recipe_from
 
 ROOT = Path(__file__).parents[2]
@@ -28,13 +27,13 @@ def test_links_and_files_exist(document: Path) -> None:
     assert [str(path) for path in wanted if not path.exists()] == []
 
 
-def test_readme_names_real_commands() -> None:
-    modules = (runs, jobs, listing, house, experts, verifying, views)
-    commands = {command.name for module in modules for command in module.COMMANDS}
-    commands |= {command.name for command in ARTIFACT_COMMANDS}
-    named = set(re.findall(r"^\.venv/bin/bam (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+@pytest.mark.parametrize("document", ["README.md", "docs/lineage.md", "docs/cluster.md"])
+def test_documents_name_real_commands(document: str) -> None:
+    app.main(["--version"])  # which is when the commands are gathered
+    blocks = "".join(re.findall(r"```\w*\n(.*?)```", (ROOT / document).read_text(), re.DOTALL))
+    named = set(re.findall(r"^(?:\.venv/bin/)?bam (\w+)", blocks, re.MULTILINE))
     assert named
-    assert named <= commands
+    assert named <= set(app.bam.commands)
 
 
 def test_recipe_of_the_readme_is_valid() -> None:

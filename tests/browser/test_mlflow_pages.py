@@ -50,8 +50,9 @@ def test_stages_are_nested_under_the_pipelines_run(site: Site) -> None:
 
 def test_a_training_shows_its_curves_in_groups(site: Site) -> None:
     with site.open(f"runs/{site.run_of('train.bam')}/model-metrics") as page:
-        for group in (r"^router\s\(4\)", r"^perplexity\s\(3\)"):
-            sync_api.expect(page.get_by_text(re.compile(group)).first).to_be_visible(timeout=TIMEOUT_MS)
+        for group in (r"^router\s*\(4\)", r"^perplexity\s*\(3\)"):
+            fold = page.get_by_role("button").filter(has_text=re.compile(group)).first
+            sync_api.expect(fold).to_be_visible(timeout=TIMEOUT_MS)
         search = page.get_by_placeholder("Search metric charts")
         for name in CURVES:
             search.fill(name)

@@ -259,6 +259,8 @@ def test_what_cannot_be_brought_back_is_passed_over(here: Registry) -> None:
     here.register("best", "train.btx")
     here.pins.write(Pin("registry-mine", "seed", here.lab.records["seed"].key, "because", 1.0))
     here.pins.write(Pin("registry-best-9", "seed", here.lab.records["seed"].key, '{"model": "best"}', 1.0))
+    here.pins.write(replace(here.pins.all()[0], name="registry-copied-1"))
+    assert [made.pin_name for made in promoted(here.pins)] == ["registry-best-1", "registry-best-2"]
     untracked = here.with_empty_mlflow()
     assert untracked.restore() == []
     assert untracked.state()["models"] == {}
