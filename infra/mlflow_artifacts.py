@@ -8,9 +8,15 @@ from pathlib import Path, PurePosixPath
 from bam_core.graph.record import Record
 from infra.small_files import is_small
 
-MODEL_FILES = ("config.json", "MODEL_CARD.md")
+CONFIG, CARD = "config.json", "MODEL_CARD.md"
 """Small files of a model folder that go to the model's own page."""
 _KEPT_IN_STORE = frozenset({"tokenizer.json", "model.safetensors.index.json"})
+
+
+def shown_card(text: str) -> str:
+    """A card as MLflow's viewer can show it: it takes front matter for Markdown, so that comes last, in a fence."""
+    head, marks, body = text.removeprefix("---\n").partition("\n---\n")
+    return f"{body.strip()}\n\n```yaml\n{head}\n```\n" if text.startswith("---\n") and marks else text
 
 
 class Artifacts:
@@ -24,14 +30,17 @@ class Artifacts:
     def add_outputs(self, record: Record, folder: Path) -> None:
         """What a person reads: tables, figures, the card, the report. Weights and shards stay in the store."""
         for output in record.outputs:
-            if is_small(output) and output.path not in _KEPT_IN_STORE:
+            if output.path == CARD:
+                self.add_text(CARD, shown_card((folder / CARD).read_text(encoding="utf-8")))
+            elif is_small(output) and output.path not in _KEPT_IN_STORE:
                 parent = str(PurePosixPath(output.path).parent)
                 self._files.log_artifact(str(folder / output.path), None if parent == "." else parent)
 
     def add_model_files(self, folder: Path) -> None:
-        for name in MODEL_FILES:
-            if (folder / name).is_file():
-                self._files.log_artifact(str(folder / name), None)
+        if (folder / CONFIG).is_file():
+            self._files.log_artifact(str(folder / CONFIG), None)
+        if (folder / CARD).is_file():
+            self.add_text(CARD, shown_card((folder / CARD).read_text(encoding="utf-8")))
 
     def add_text(self, name: str, text: str) -> None:
         with tempfile.TemporaryDirectory(prefix="bam-") as folder:

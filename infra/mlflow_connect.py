@@ -26,6 +26,7 @@ ENVIRONMENT = {
     # Standard output belongs to `--json`, standard error to our own lines, and nothing is sent elsewhere.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 _LOCK_WAIT_S = 20  # as long as MLflow itself waits for another writer

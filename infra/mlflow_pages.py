@@ -16,36 +16,43 @@ from infra.mlflow_runs import TAG_CHARS
 _STATUS = {"done": "done", "failed": "failed", "interrupted": "interrupted", "running": "under way"}
 
 
-def experiment_address(experiment_id: str) -> str:
-    """This and all other addresses: the part after the host."""
-    return f"#/experiments/{experiment_id}/runs"
+RUNS_AND_MODELS = "workflowType=machine_learning"
+"""Without it MLflow changes to its pages for language-model applications."""
+_PARENTS_FIRST = 8
 
 
-def run_address(experiment_id: str, run_id: str) -> str:
-    return f"#/experiments/{experiment_id}/runs/{run_id}"
+def run_address(experiment_id: str, run_id: str, file: str | None = None) -> str:
+    """This and all other addresses: the part after the host. file: of its artifacts."""
+    place = "" if file is None else f"/artifacts/{file}"
+    return f"#/experiments/{experiment_id}/runs/{run_id}{place}?{RUNS_AND_MODELS}"
 
 
 def model_address(experiment_id: str, model_id: str) -> str:
-    return f"#/experiments/{experiment_id}/models/{model_id}"
+    return f"#/experiments/{experiment_id}/models/{model_id}?{RUNS_AND_MODELS}"
 
 
 def search_address(experiment_id: str, condition: str) -> str:
     """The experiment's list of those runs for which MLflow's filter holds."""
-    return f"{experiment_address(experiment_id)}?searchFilter={quote(condition, safe='')}"
+    wanted = f"searchFilter={quote(condition, safe='')}"
+    return f"#/experiments/{experiment_id}/runs?{wanted}&{RUNS_AND_MODELS}"
 
 
 def describe(record: Record, artifact: str, pages: Mapping[str, str], children: str) -> str:
     """Of the run or model of an artifact: what it is, made from what, where its children and files are.
+
+    MLflow shows the first lines of it, so they have the ways to the parents.
 
     pages: key of an input -> its page, for those that have one. children: the page that lists what was made from it.
     """
     name = f"{record.stage}@{key12(record.key)}"
     made_by = record.provenance.get("run")
     lines = [
-        f"**{record.stage}**, made in {record.seconds:,.1f} s, attempt {record.attempt}"
-        + (f", by run {_code(made_by)}." if made_by else "."),
+        f"**{record.stage}**{_from(record, pages)}",
         "",
-        f"- artifact: {_code(artifact)}",
+        f"Made in {record.seconds:,.1f} s, attempt {record.attempt}"
+        + (f", by run {code(made_by)}." if made_by else "."),
+        "",
+        f"- artifact: {code(artifact)}",
         f"- made from it: [runs of this experiment]({children}), or `bam lineage {name} --down`",
         f"- what made it: `bam lineage {name}`",
         "",
@@ -54,7 +61,7 @@ def describe(record: Record, artifact: str, pages: Mapping[str, str], children: 
         f"| {_plain(role)} | {_linked(f'{ref.stage}@{key12(ref.key)}', pages.get(ref.key))} |"
         for role, ref in sorted(record.inputs.items())
     ]
-    files = [f"| {_code(output.path)} | {output.size:,} |" for output in record.outputs]
+    files = [f"| {code(output.path)} | {output.size:,} |" for output in record.outputs]
     note = _with_table("\n".join(lines), "| input | artifact |\n|---|---|", parents, TAG_CHARS * 3 // 4)
     return _with_table(note, "| file | bytes |\n|---|---:|", files, TAG_CHARS)
 
@@ -64,9 +71,9 @@ def describe_run(run: Run, pages: Mapping[str, str], has_report: bool) -> str:
     argv = run.provenance.get("argv")
     took = "" if run.ended is None else f" after {run.ended - run.started:,.1f} s"
     lines = [
-        f"Recipe {_code(run.pipeline)}, run {_code(run.name)}: {_STATUS[run.status]}{took}.",
+        f"Recipe {code(run.pipeline)}, run {code(run.name)}: {_STATUS[run.status]}{took}.",
         "",
-        *([f"- command: {_code(' '.join(argv))}"] if isinstance(argv, list) else []),
+        *([f"- command: {code(' '.join(argv))}"] if isinstance(argv, list) else []),
         f"- recipe: `recipe.yaml`{', report: `report.html`' if has_report else ''}, graph: `lineage.html`,"
         " under Artifacts",
         "- nested runs are the stages that this run made; what it found made has its link below",
@@ -79,8 +86,16 @@ def describe_run(run: Run, pages: Mapping[str, str], has_report: bool) -> str:
     return _with_table("\n".join(lines), "| stage | planned |\n|---|---|", rows, TAG_CHARS)
 
 
+def _from(record: Record, pages: Mapping[str, str]) -> str:
+    """Models first: they are what people look for."""
+    refs = sorted(record.inputs.values(), key=lambda ref: (ref.stage.startswith(("data.", "tokenizer")), ref.stage))
+    named = [_linked(f"{ref.stage}@{key12(ref.key)}", pages.get(ref.key)) for ref in refs]
+    more = [f"{len(named) - _PARENTS_FIRST} more"] * (len(named) > _PARENTS_FIRST)
+    return f", from {', '.join([*named[:_PARENTS_FIRST], *more])}" if named else ""
+
+
 def started_note(pipeline: str, run: str) -> str:
-    return f"Recipe {_code(pipeline)}, run {_code(run)}: under way. Each nested run is a stage that it makes."
+    return f"Recipe {code(pipeline)}, run {code(run)}: under way. Each nested run is a stage that it makes."
 
 
 def _with_table(text: str, head: str, rows: Sequence[str], most: int) -> str:
@@ -98,10 +113,11 @@ def _with_table(text: str, head: str, rows: Sequence[str], most: int) -> str:
 
 
 def _linked(name: str, page: str | None) -> str:
-    return _code(name) if page is None else f"[{_code(name)}]({page})"
+    return code(name) if page is None else f"[{code(name)}]({page})"
 
 
-def _code(text: object) -> str:
+def code(text: object) -> str:
+    """Text of others as code: nothing in it is read as Markdown or HTML."""
     return f"`{_plain(text, '`|]')}`"
 
 

@@ -19,9 +19,9 @@ from typing import IO
 from bam_core.errors import BamError, UsageError
 from infra import mlflow_runs as runs
 from infra.mlflow_connect import ENVIRONMENT, absolute_tracking_uri, connect, sqlite_file
-from infra.mlflow_pages import run_address
+from infra.mlflow_pages import RUNS_AND_MODELS, run_address
 
-LANDING = "/#/experiments?workflowType=machine_learning"
+LANDING = f"/#/experiments?{RUNS_AND_MODELS}"
 """What to open after the address: runs and models, not MLflow's pages for language-model applications."""
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 10

@@ -11,7 +11,7 @@ from bam_core.graph.record import Record
 from infra import mlflow_runs as runs
 from infra.mlflow_catalog import Catalog
 from infra.mlflow_lineage import find_model, is_model
-from infra.mlflow_pages import model_address, run_address
+from infra.mlflow_pages import code, model_address, run_address
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -99,9 +99,3 @@ def _model_page(model: LoggedModel) -> str:
 
 def _run_page(run: Run) -> str:
     return run_address(run.info.experiment_id, run.info.run_id)
-
-
-def code(text: str | None) -> str:
-    """Text of others as code: nothing in it is read as Markdown or HTML."""
-    plain = " ".join(str(text or "?").replace("`", "'").replace("|", "/").replace("]", ")").split())
-    return f"`{plain}`"

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from bam_core.errors import StoreError
 from bam_core.graph.pins import Pin
 from infra import mlflow_registry as registry
+from infra.mlflow_pages import RUNS_AND_MODELS
 from infra.mlflow_runs import PARENT_RUN
 from infra.mlflow_tracker import MlflowTracker
 from infra.mlflow_ui import serve
@@ -122,10 +123,13 @@ def test_the_page_of_a_version_leads_back(here: Registry) -> None:
     assert (version.tags["bam.stage"], version.tags["bam.artifact"]) == ("train.bam", "/store/train.bam")
     assert version.description.splitlines()[0] == f"train.bam@{record.key[:12]}"  # what lists show of it
     for page in (f"models/{model_id}", f"runs/{run_id}", f"runs/{run.data.tags[PARENT_RUN]}"):
-        assert f"({place}/{page})" in version.description
+        assert f"({place}/{page}?{RUNS_AND_MODELS})" in version.description
     for stage in BEHIND["train.bam"]:
         behind = here.lab.records[stage]
-        assert f"[`{stage}@{behind.key[:12]}`]({place}/models/{behind.mlflow['model_id']})" in version.description
+        assert (
+            f"[`{stage}@{behind.key[:12]}`]({place}/models/{behind.mlflow['model_id']}?{RUNS_AND_MODELS})"
+            in version.description
+        )
     assert f"`bam lineage train.bam@{record.key[:12]}`" in version.description
     assert here.state()["tags"] == {"train.bam": [{"name": "tiny-bam", "version": 1}]}
 

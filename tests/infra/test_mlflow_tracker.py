@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from bam_core.graph.record import InputRef
-from infra.mlflow_pages import describe
+from infra.mlflow_artifacts import shown_card
+from infra.mlflow_pages import RUNS_AND_MODELS, describe
 from infra.mlflow_runs import PARENT_RUN
 from infra.mlflow_tracker import MlflowTracker
 from tests.infra.mlflow_pipeline import (
@@ -101,8 +102,10 @@ def test_a_stages_run_says_what_it_is_and_was_made_from(played: Played) -> None:
 def test_a_description_links_to_the_pages_of_parent_models(played: Played) -> None:
     seed = played.model("seed")
     note = played.run("mix.bam").data.tags["mlflow.note.content"]
-    link = f"[`seed@{key_of('seed')[:12]}`](#/experiments/{seed.experiment_id}/models/{seed.model_id})"
-    assert link in note
+    link = (
+        f"[`seed@{key_of('seed')[:12]}`](#/experiments/{seed.experiment_id}/models/{seed.model_id}?{RUNS_AND_MODELS})"
+    )
+    assert link in note.splitlines()[0], "MLflow cuts off what comes later"
     assert f"`bam lineage mix.bam@{key_of('mix.bam')[:12]}`" in note
 
 
@@ -209,6 +212,8 @@ def test_whatever_was_made_from_it_is_one_click_away(played: Played) -> None:
     assert address is not None
     place, _, query = address[1].partition("?searchFilter=")
     assert place == f"#/experiments/{played.handle['experiment_id']}/runs"
+    query, _, rest = query.partition("&")
+    assert rest == RUNS_AND_MODELS
     found = played.client.search_runs([played.handle["experiment_id"]], unquote(query))
     assert {run.info.run_name for run in found} == {"expert.law", "mix.bam", "train.bam", "evaluate", "report"}
 
@@ -275,3 +280,8 @@ def test_a_store_may_have_any_name(tmp_path: Path, name: str) -> None:
     assert (store / "mlflow" / "tiny" / run_id / "artifacts" / "recipe.yaml").is_file()
     tracker = MlflowTracker(uri, str(store))
     assert tracker.client.get_run(run_id).info.run_name == "r"
+
+
+def test_a_card_is_shown_with_its_front_matter_last_and_fenced() -> None:
+    assert shown_card("---\nlicense: mit\n---\n\n# m\n\ntext\n") == "# m\n\ntext\n\n```yaml\nlicense: mit\n```\n"
+    assert shown_card("# no front matter\n\n---\n") == "# no front matter\n\n---\n"

@@ -12,7 +12,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from bam_core.errors import BamError, UsageError
+from bam_core.graph.lineage import lineage
 from infra import mlflow_ui
+from infra.mlflow_graph import differences, graph_from_mlflow
+from infra.mlflow_sync import sync
+from infra.mlflow_pages import RUNS_AND_MODELS
 from infra.mlflow_tracker import MlflowTracker
 from infra.mlflow_ui import last_run, serve
 from tests.infra.mlflow_pipeline import MLFLOW_WARNINGS, RECIPE, TinyPipeline, fresh_tracker, stage_of
@@ -48,6 +52,12 @@ def test_a_pipeline_is_tracked_through_a_server_without_a_word(
     empty = fresh_tracker(tmp_path)
     with serve(empty.tracking_uri, tmp_path / "mlflow", port=0) as url:
         pipeline.play(MlflowTracker(url, str(tmp_path), warnings.append))
+        tracker = MlflowTracker(url, str(tmp_path))
+        again = sync(pipeline.records.values(), pipeline.runs.all(), tracker, pipeline.folder)
+        told = graph_from_mlflow(tracker.client, "train.bam", "both")
+    assert (again.made, again.mended, again.present) == ((), (), len(pipeline.records))
+    kept = lineage(pipeline.records.values(), pipeline.records["train.bam"].key, "both")
+    assert differences(kept, told) == []
     assert warnings == []
     assert capfd.readouterr() == ("", "")
     seed = empty.client.get_run(pipeline.records["seed"].mlflow["run_id"])
@@ -63,7 +73,7 @@ def test_the_last_run_is_that_of_a_pipeline(tmp_path: Path) -> None:
     tracker.start_stage(first, stage_of("seed", {}), "a" * 64, {})
     found = last_run(tracker.tracking_uri)
     assert found is not None
-    assert found.page == f"/#/experiments/{first['experiment_id']}/runs/{first['run_id']}"
+    assert found.page == f"/#/experiments/{first['experiment_id']}/runs/{first['run_id']}?{RUNS_AND_MODELS}"
     tracker.start_pipeline("other", "second", RECIPE)
     assert (newest := last_run(tracker.tracking_uri)) is not None
     assert newest.name == "second"
