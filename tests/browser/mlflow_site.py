@@ -1,12 +1,11 @@
 """MLflow over a tiny finished pipeline, and a browser that writes down what goes wrong on its pages.
 
-The pipeline is run once in a session, tracked as `bam run` tracks it; its models take a second each.
+The pipeline is run once, tracked as `bam run` tracks it; its models take a second each.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,6 @@ from infra.mlflow_connect import artifact_root, default_tracking_uri
 from infra.mlflow_ui import serve
 from tests.e2e.kit import Place, recipe_dict, write_recipe, write_texts
 
-CHROMIUM = shutil.which("chromium")
 DESKTOP, PHONE = 1500, 400
 TIMEOUT_MS = 120_000
 """MLflow's pages are large scripts, and the machine may be busy."""
@@ -74,10 +72,9 @@ def see(place: Any, *texts: str) -> None:
         expect(place.get_by_text(text, exact=True).first).to_be_visible(timeout=TIMEOUT_MS)
 
 
-@pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+@pytest.fixture(scope="package")
+def site(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[Site]:
     from mlflow import MlflowClient
-    from playwright.sync_api import sync_playwright
 
     folder = tmp_path_factory.mktemp("tracked")
     write_texts(folder / "texts")
@@ -87,7 +84,5 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     uri = default_tracking_uri(str(place.store))
     assert uri is not None
     trained = MlflowClient(uri).get_run(place.record("train.bam")["mlflow"]["run_id"])
-    with serve(uri, artifact_root(uri), port=0) as url, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with serve(uri, artifact_root(uri), port=0) as url:
         yield Site(url, place, browser, trained.info.experiment_id, trained.data.tags["mlflow.parentRunId"])
-        browser.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,7 @@ from bam_core.graph.lineage import lineage
 from bam_core.graph.lineage_render import to_html
 from tests.lineage_kit import HOSTILE, hostile, many, of, quickstart
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the path"),
-]
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+pytestmark = pytest.mark.browser
 
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
@@ -32,14 +26,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "hostile.html").write_text(to_html(lineage(strange, strange[-1].key)))
     (folder / "many.html").write_text(to_html(lineage(bush, bush[0].key, "down")))
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -8,17 +8,13 @@ from typing import Any
 import pytest
 
 from infra.mlflow_ui import LANDING
-from tests.browser.mlflow_site import CHROMIUM, DESKTOP, PHONE, TIMEOUT_MS, Site, see, site
+from tests.browser.mlflow_site import DESKTOP, PHONE, TIMEOUT_MS, Site, see, site
 from tests.e2e.kit import DOMAINS, MODELS, STAGES
 from tests.infra.mlflow_pipeline import MLFLOW_WARNINGS
 
 __all__ = ["site"]  # a fixture
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the path"),
-    MLFLOW_WARNINGS,
-]
+pytestmark = [pytest.mark.browser, MLFLOW_WARNINGS]
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
 CURVES = (

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from bam_core.checkpoint import load_model, read_config, write_model
 from bam_core.config import ModelConfig
 from bam_core.data.packing import Rows
 from bam_core.data.shards import write_shards
+from bam_core.graph.record import Record
 from bam_core.graph.stage import Resources
 from bam_core.nn.costs import MIXING_OVERHEAD_BYTES, mixing_bytes
 from bam_core.nn.lm import init_tensor
@@ -58,9 +58,13 @@ def tensors(config: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
         yield name, init_tensor(name, shape, config.n_layers, seed)
 
 
+def made(stage: str, key: str, metrics: dict[str, Any]) -> Record:
+    return Record(stage, key, {}, {}, (), "", metrics, {}, 0.0, 0.0, 1)
+
+
 def context(root: Path, variant: Variant, names: tuple[str, ...] = NAMES) -> StageContext:
-    record: Any = SimpleNamespace(stage="expert.x", key="0" * 64, metrics={"train_tokens": 5, "train_flops": 70})
-    data: Any = SimpleNamespace(stage="data.x", key="1" * 64, metrics={"train_tokens": 1_000_000})
+    record = made("expert.x", "0" * 64, {"train_tokens": 5, "train_flops": 70})
+    data = made("data.x", "1" * 64, {"train_tokens": 1_000_000})
     roles = [f"expert.{name}" for name in names]
     unused: Any = None
     return StageContext(

@@ -15,8 +15,8 @@ from bam_core.errors import BamError, UsageError
 from bam_core.graph.lineage import lineage
 from infra import mlflow_ui
 from infra.mlflow_graph import differences, graph_from_mlflow
-from infra.mlflow_sync import sync
 from infra.mlflow_pages import RUNS_AND_MODELS
+from infra.mlflow_sync import sync
 from infra.mlflow_tracker import MlflowTracker
 from infra.mlflow_ui import last_run, serve
 from tests.infra.mlflow_pipeline import MLFLOW_WARNINGS, RECIPE, TinyPipeline, fresh_tracker, stage_of
