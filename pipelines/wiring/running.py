@@ -75,8 +75,9 @@ def run(
         watcher = PipelineRun(made.pipeline, made.decisions, {}, store, display)
         display.update(watcher.states())
         status = "failed" if any(decision.action == "blocked" for decision in made.decisions) else "done"
-        with suppress(StoreError):  # nothing was made, so a store that can only be read will do
-            store.runs.write(replace(noted, status=status, ended=time.time()))
+        if status == "done":
+            with suppress(StoreError):  # nothing was made, so a store that can only be read will do
+                store.runs.write(replace(noted, status=status, ended=time.time()))
         return _ended(run_id, status, started, watcher)
 
     store.check_writable()

@@ -83,7 +83,7 @@ def test_a_models_page_leads_to_its_run_and_to_its_parents(site: Site) -> None:
         see(page, "mix-bam", "Ready", "Source run", *(f"perplexity/{domain}" for domain in DOMAINS))
         assert links(page, site.run_of("mix.bam")).count() > 0
         with page.expect_popup() as opened:
-            page.get_by_role("link", name=f"seed@{seed['key'][:12]}").click()
+            page.get_by_role("link", name=f"seed@{seed['key'][:12]}").first.click()
         see(opened.value, site.model_of("seed"))
         opened.value.close()
 
