@@ -79,7 +79,8 @@ class Catalog:
 
     def model_inputs(self, run_id: str) -> set[str]:
         """Ids of the models that the run is linked to as its inputs: only MLflow's `get_run` tells."""
-        return {link.model_id for link in self.client.get_run(run_id).inputs.model_inputs}
+        inputs = self.client.get_run(run_id).inputs
+        return {link.model_id for link in inputs.model_inputs} if inputs else set()
 
     def model(self, key: str, digest: str) -> SeenModel | None:
         """The LoggedModel of exactly these bytes, in any of our experiments: a READY one if there is any."""

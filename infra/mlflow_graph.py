@@ -96,7 +96,8 @@ class _Shown:
     def _models(self, node: tuple[str, str]) -> set[tuple[str | None, str | None]]:
         if node not in self._linked:
             run = self._client.get_run(self._newest[node].info.run_id)  # a search returns no model inputs
-            self._linked[node] = {self._bytes_of.get(link.model_id, (None, None)) for link in run.inputs.model_inputs}
+            links = run.inputs.model_inputs if run.inputs else []
+            self._linked[node] = {self._bytes_of.get(link.model_id, (None, None)) for link in links}
         return self._linked[node]
 
 
@@ -110,7 +111,7 @@ def _record(run: Run) -> Record:
     config: dict[str, Any] = {"domains": dict(_sources(run))}
     with suppress(ValueError):
         config["origin"] = json.loads(tags.get(runs.ORIGIN, ""))
-    model_ids = [link.model_id for link in run.outputs.model_outputs]
+    model_ids = [link.model_id for link in run.outputs.model_outputs] if run.outputs else []
     return Record(
         stage=tags[runs.STAGE],
         key=tags[runs.KEY],
@@ -147,7 +148,7 @@ def _sources(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
     for entry in _datasets(run):
         if entry.dataset.name.startswith(SOURCE):
             spec = json.loads(entry.dataset.source)
-            digest = json.loads(entry.dataset.profile)["digest"]
+            digest = json.loads(entry.dataset.profile or "{}").get("digest", entry.dataset.digest)
             yield entry.dataset.name.removeprefix(SOURCE), {"source": {**spec, "digest": digest}}
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput
 
+DATA = "data."
 SOURCE = "source."
 """Begins the name of a dataset that is a text as it was found, before any stage of ours."""
 Folder = Callable[[], Path]
@@ -74,7 +75,7 @@ def link_inputs(
     datasets += [
         _dataset(ref.stage, ref.digest, {"uri": artifact_uri(ref.stage, ref.key), "key": ref.key}, stage.function)
         for ref in inputs.values()
-        if ref.stage.startswith("data.")
+        if ref.stage.startswith(DATA)
     ]
     new = [entry for entry in datasets if (entry.dataset.name, entry.dataset.digest) not in run.datasets]
     links = [LoggedModelInput(model_id) for model_id in models if model_id not in linked]
@@ -121,6 +122,11 @@ def log_scores(
     if path is None or not path.is_file():
         return False
     scores, told = json.loads(path.read_text())["models"], False
+    judged_on = {  # a model's page lists the data that its figures name
+        f"perplexity/{ref.stage.removeprefix(DATA)}": (ref.stage, ref.digest[:DIGEST_CHARS])
+        for ref in record.inputs.values()
+        if ref.stage.startswith(DATA)
+    }
     for stage, model in wanted.items():
         run = catalog.run(model.source_run_id)
         if stage in scores and run is not None:
@@ -128,7 +134,8 @@ def log_scores(
             figures = {f"perplexity/{domain}": found[domain]["perplexity"] for domain in found}
             figures[AVERAGE] = scores[stage][AVERAGE]
             step = run.outputs.get(model.model_id, 0)
-            runs.log_metrics(catalog.client, run.run_id, figures, step, model.model_id, record.ended)
+            told_of = runs.metrics(figures, step, record.ended, model.model_id, judged_on)
+            runs.log_all(catalog.client, run.run_id, [], told_of)
             model.metrics |= figures.keys()
             told = True
     return told

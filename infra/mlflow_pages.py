@@ -13,7 +13,7 @@ from bam_core.graph.record import Record
 from bam_core.graph.runs import Run
 from infra.mlflow_runs import TAG_CHARS
 
-_STATUS = {"done": "done", "failed": "failed", "interrupted": "interrupted", "running": "under way"}
+_STATUS = {"FINISHED": "done", "FAILED": "failed", "KILLED": "interrupted", "RUNNING": "under way"}
 
 
 RUNS_AND_MODELS = "workflowType=machine_learning"
@@ -66,16 +66,18 @@ def describe(record: Record, artifact: str, pages: Mapping[str, str], children: 
     return _with_table(note, "| file | bytes |\n|---|---:|", files, TAG_CHARS)
 
 
-def describe_run(run: Run, pages: Mapping[str, str], has_report: bool) -> str:
-    """Of the run of a pipeline. pages: key of an artifact -> its page, for those that were made."""
+def describe_run(run: Run, status: str, pages: Mapping[str, str], files: Mapping[str, str]) -> str:
+    """Of the run of a pipeline. status: of MLflow. pages: key of an artifact -> its page, for those that were made.
+
+    files: name -> address, of those that the run has.
+    """
     argv = run.provenance.get("argv")
     took = "" if run.ended is None else f" after {run.ended - run.started:,.1f} s"
     lines = [
-        f"Recipe {code(run.pipeline)}, run {code(run.name)}: {_STATUS[run.status]}{took}.",
+        f"Recipe {code(run.pipeline)}, run {code(run.name)}: {_STATUS[status]}{took}.",
         "",
+        *([f"- {', '.join(f'[{name}]({address})' for name, address in files.items())}"] if files else []),
         *([f"- command: {code(' '.join(argv))}"] if isinstance(argv, list) else []),
-        f"- recipe: `recipe.yaml`{', report: `report.html`' if has_report else ''}, graph: `lineage.html`,"
-        " under Artifacts",
         "- nested runs are the stages that this run made; what it found made has its link below",
         "",
     ]

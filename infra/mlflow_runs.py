@@ -8,10 +8,12 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from math import isfinite
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bam_core.graph.lineage import NodeId
 from bam_core.graph.record import InputRef, Record
+from infra.mlflow_bulk import log_points
 from infra.provenance import mask_values
 
 if TYPE_CHECKING:
@@ -133,18 +135,13 @@ def _like_json(value: Any) -> Any:
 
 
 def log_metrics(
-    client: MlflowClient,
-    run_id: str,
-    metrics: Mapping[str, Any],
-    step: int,
-    model_id: str | None = None,
-    at: float | None = None,
+    client: MlflowClient, run_id: str, figures: Mapping[str, Any], step: int, at: float | None = None
 ) -> None:
-    """Numbers only; other values are in the record. With a model id they show on the model's page as well.
+    """Numbers only; other values are in the record.
 
     at: seconds since the epoch, now by default. What is told twice under the same time is there once.
     """
-    log_all(client, run_id, [], _metrics(metrics, step, time.time() if at is None else at, model_id))
+    log_all(client, run_id, [], metrics(figures, step, time.time() if at is None else at))
 
 
 def log_results(
@@ -172,9 +169,11 @@ def log_results(
         there = {name for name in row if row["step"] in told.get(name, ())} | {"step"}
         if row["step"] == end:
             there |= {name for name in row if record.metrics.get(name) == row[name]}
-        entries += _metrics({name: row[name] for name in row if name not in there}, row["step"], at)
+        entries += metrics({name: row[name] for name in row if name not in there}, row["step"], at)
+    if not is_told:
+        entries = log_points(client, run_id, entries)
     # Of several figures of one step MLflow shows the newest, by clocks that may differ.
-    entries += _metrics(record.metrics, end, max(record.ended, time.time()) if is_live else record.ended, model_id)
+    entries += metrics(record.metrics, end, max(record.ended, time.time()) if is_live else record.ended, model_id)
     log_all(client, run_id, _params(mask_values(record.payload.get("config", {})), known_params), entries)
 
 
@@ -214,14 +213,22 @@ def _flatten(values: Mapping[str, Any], join: str, prefix: str = "") -> Iterator
             yield path, value
 
 
-def _metrics(metrics: Mapping[str, Any], step: int, at: float, model_id: str | None = None) -> list[Metric]:
+def metrics(
+    figures: Mapping[str, Any],
+    step: int,
+    at: float,
+    model_id: str | None = None,
+    judged_on: Mapping[str, tuple[str, str]] = MappingProxyType({}),
+) -> list[Metric]:
+    """Numbers as MLflow takes them. at: seconds since the epoch. judged_on: figure -> name and digest of a dataset."""
     from mlflow.entities import Metric
 
-    return [
-        Metric(_name(name), float(value), milliseconds(at), step, model_id)
-        for name, value in _flatten(metrics, "/")
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    ]
+    found = []
+    for name, value in _flatten(figures, "/"):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            data, digest = judged_on.get(name, (None, None))
+            found.append(Metric(_name(name), float(value), milliseconds(at), step, model_id, data, digest))
+    return found
 
 
 def milliseconds(at: float) -> int:

@@ -38,7 +38,7 @@ Handle = Mapping[str, Any]
 ForeignOf = Callable[[Iterable[Record]], Iterable[ForeignRecord]]
 
 RUN_STATUS = {"done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED", "running": "RUNNING"}
-LINEAGE_PAGE, RECIPE_FILE = "lineage.html", "recipe.yaml"
+LINEAGE_PAGE, RECIPE_FILE, REPORT = "lineage.html", "recipe.yaml", "report.html"
 ERROR, STORE = "bam.error", "bam.store"
 _EXPERIMENT_CHARS = 400  # MLflow allows 500
 _FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
@@ -99,7 +99,7 @@ class View:
         """Its recipe, unless all of it is there: as a file first, since parameters are what tells."""
         recipe = mask_values(recipe)
         if not runs.param_names(recipe) <= opened.params.keys():
-            self.client.log_dict(opened.run_id, recipe, RECIPE_FILE)
+            self.client.log_dict(opened.run_id, dict(recipe), RECIPE_FILE)
             runs.log_params(self.client, opened.run_id, recipe, known=opened.params)
 
     def close_pipeline(self, opened: SeenRun, run: Run, status: str) -> bool:
@@ -109,7 +109,9 @@ class View:
         made = {record.stage: record for node in nodes if (record := found[node]) is not None}
         addresses = {record.key: page for record in made.values() if (page := self.catalog.page(record.ref))}
         report = made.get("report")
-        note = pages.describe_run(run, addresses, has_report=report is not None)
+        names = [name for name, there in ((REPORT, report), (LINEAGE_PAGE, made), (RECIPE_FILE, True)) if there]
+        linked = {name: pages.run_address(opened.experiment_id, opened.run_id, name) for name in names}
+        note = pages.describe_run(run, status, addresses, linked)
         lacks = opened.tags.get(runs.NOTE) != note[: runs.TAG_CHARS]
         if lacks:
             files = self._files(opened)

@@ -7,6 +7,7 @@ the result over in `BAM_PROVENANCE`, whose fields win.
 
 from __future__ import annotations
 
+import functools
 import getpass
 import hashlib
 import json
@@ -106,6 +107,7 @@ def mask_values(value: Any) -> Any:
     return mask_text(value) if isinstance(value, str) else value
 
 
+@functools.lru_cache(maxsize=4096)
 def names_secret(name: str) -> bool:
     """Whether a word of a name stands for a secret: `hf_token` has one, `tokens` has none."""
     words = [word for word in re.split(r"[^A-Za-z0-9]+", name.lower()) if word]
