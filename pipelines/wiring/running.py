@@ -20,7 +20,6 @@ from typing import Any
 from bam_core.errors import ArtifactDamaged, LeaseHeld, StageFailed, StoreError, UsageError, nearest
 from bam_core.graph.key import input_keys, stage_key, stage_payload
 from bam_core.graph.plan import Decision, rebuilt_input
-from bam_core.graph.reach import is_collected
 from bam_core.graph.record import Record
 from bam_core.graph.runs import Run, RunStage
 from bam_core.graph.select import Selection
@@ -36,7 +35,8 @@ from pipelines.recipe import Recipe
 from pipelines.runner import Display, PipelineRun, RunResult, StageResult, Task, terminated_as_interrupted
 from pipelines.stages import KINDS
 from pipelines.wiring.exchanging import adopted_configs
-from pipelines.wiring.planning import N_TOGETHER, Plan, make_plan, text_digests
+from pipelines.wiring.on_record import is_swept, run_on_record
+from pipelines.wiring.planning import Plan, make_plan, text_digests
 from pipelines.wiring.settings import Settings, open_store, open_tracker
 
 INTERRUPTED = 130
@@ -70,7 +70,7 @@ def run(
     held = [decision for decision in to_do if decision.action == "wait"]
     if held and not wait:
         raise LeaseHeld(f"{held[0].stage}: {held[0].reason}")
-    noted = _run_on_record(run_id, recipe, made)
+    noted = run_on_record(run_id, recipe, made)
     if not to_do:
         watcher = PipelineRun(made.pipeline, made.decisions, {}, store, display)
         display.update(watcher.states())
@@ -82,7 +82,7 @@ def run(
 
     store.check_writable()
     store.runs.write(noted)
-    if _is_swept(made, store):
+    if is_swept(made, store):
         store.runs.remove(run_id)
         return run(
             recipe,
@@ -124,34 +124,6 @@ def run(
                 store.runs.write(replace(noted, status=status, ended=time.time()))
             tracker.end_pipeline(handle, status)
     return _ended(run_id, status, started, watcher)
-
-
-def _run_on_record(name: str, recipe: Recipe, made: Plan) -> Run:
-    """The run as it starts."""
-    given = {place: (record.stage, record.key) for place, record in made.given.items()}
-    stages = {}
-    for decision in made.decisions:
-        roles = made.pipeline[decision.stage].inputs
-        inputs = {role: given.get((decision.stage, role), (stage, made.keys[stage])) for role, stage in roles.items()}
-        stages[decision.stage] = RunStage(decision.key, decision.action, inputs)
-    content = mask_values(recipe.model_dump(mode="json", exclude_none=True))
-    return Run(name, recipe.name, "running", time.time(), None, content, stages, capture(sys.argv))
-
-
-def _is_swept(made: Plan, store: ArtifactStore) -> bool:
-    """Whether `bam gc` took something that is to be reused, before this run was on record and kept it."""
-
-    def is_gone(decision: Decision) -> bool:
-        lease = store.lease_info(decision.stage, decision.key)
-        if lease is not None and is_collected(lease.owner):
-            return True
-        with suppress(ArtifactDamaged):
-            return store.record(decision.stage, decision.key) is None
-        return True
-
-    reused = [decision for decision in made.decisions if decision.action == "reuse"]
-    with ThreadPoolExecutor(N_TOGETHER) as pool:
-        return any(pool.map(is_gone, reused))
 
 
 @contextmanager
