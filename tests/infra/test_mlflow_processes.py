@@ -45,7 +45,7 @@ def test_four_processes_on_one_new_file(tmp_path: Path) -> None:
     tracker = MlflowTracker(f"sqlite:///{tmp_path / 'mlflow.db'}", str(tmp_path))
     (tmp_path / "tracker").write_bytes(pickle.dumps(tracker))
     run_processes(tmp_path)
-    experiment = tracker.experiment("tiny")
+    experiment = tracker.client.get_experiment_by_name("bam/tiny").experiment_id
     made = tracker.client.search_runs([experiment], "tags.`bam.stage` LIKE 'expert.%'")
     assert {run.info.run_name for run in made} == {f"expert.d{number}" for number in range(N_PROCESSES)}
     for run in made:
