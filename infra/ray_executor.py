@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from bam_core.errors import ExecutorLost
 from bam_core.graph.stage import Stage
@@ -41,6 +42,7 @@ def start_ray(address: str | None, n_cpus: int, verbose: bool) -> None:
     if address:
         join(address, verbose=verbose, runtime_env={"env_vars": ray_env.for_workers()}, **common)
     else:  # its processes inherit this environment; one of their own would cost each of them a start from nothing
+        _keep_to_loopback()
         ray.init(
             num_cpus=n_cpus,
             include_dashboard=False,
@@ -48,6 +50,13 @@ def start_ray(address: str | None, n_cpus: int, verbose: bool) -> None:
             _node_ip_address="127.0.0.1",  # nothing of it is for other machines
             **common,
         )
+
+
+def _keep_to_loopback() -> None:
+    """Ray looks at the environment when it is imported, which may have been before this was asked of it."""
+    for name, value in ray_env.LOOPBACK.items():
+        if os.environ.setdefault(name, value) == value:
+            ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def describe_cluster(address: str, verbose: bool) -> list[dict[str, float]]:

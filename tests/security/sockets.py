@@ -37,7 +37,7 @@ def listeners(processes: list[psutil.Process]) -> set[Listener]:
     found = set()
     for process in processes:
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            name = " ".join(process.cmdline())[:120].strip()
+            name = " ".join(process.cmdline())[:300].strip()
             for one in process.net_connections("inet"):
                 if one.status == psutil.CONN_LISTEN:
                     found.add(Listener(one.laddr.ip, one.laddr.port, name))
