@@ -6,7 +6,7 @@
     ├── StoreError                exit 2   the store cannot be read or written
     ├── LeaseHeld                 exit 3   another run works on this artifact now
     ├── ArtifactDamaged           exit 1   a file is missing, truncated or has another digest than its record
-    ├── TrainingDiverged          exit 1   the loss is not finite or has spiked
+    ├── TrainingDiverged          exit 1   the loss is not finite or has spiked, or a router collapsed
     ├── ExecutorLost              exit 1   what runs the stages is gone: a cluster's head
     └── StageFailed               exit 1   a stage raised; names the command that continues
 

@@ -38,6 +38,10 @@ class Sources(Protocol):
         """Documents in an order that depends on content only."""
         ...
 
+    def read_file(self, path: str) -> bytes:
+        """One file as it is, such as a task's. Raises InvalidInput if there is none, or more than one of this name."""
+        ...
+
 
 class TrainWorker(Protocol):
     """One process of a worker group, as the training loop sees it. All ranks make the same calls in the same order."""

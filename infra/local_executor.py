@@ -16,6 +16,7 @@ from typing import Any
 from bam_core.errors import UsageError
 from bam_core.graph.stage import Resources, Stage
 from bam_core.protocols import Metrics, Place, TrainLoop
+from infra.devices import device_name
 from infra.storage import sync
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class LocalTrainer:
             shutil.rmtree(left)
         trained = loop(LocalWorker(self, group), config)
         trained.write(out)
-        self.workers[:] = [{"rank": 0, "host": socket.gethostname()}]
+        self.workers[:] = [{"rank": 0, "host": socket.gethostname(), "device": device_name()}]
         return trained.result
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bam_core.graph.lineage import raw_sources
 from bam_core.graph.record import InputRef, Record
-from bam_core.graph.stage import Stage
+from bam_core.graph.stage import Stage, kind_of
 from infra import mlflow_runs as runs
 from infra.mlflow_artifacts import Artifacts
 from infra.mlflow_catalog import Catalog, SeenModel, SeenRun
@@ -113,7 +113,7 @@ def log_scores(
 
     models: stage -> model id, of the inputs of `record`. only_missing: those that have none.
     """
-    if record.stage.partition(".")[0] != "evaluate":
+    if kind_of(record.stage) != "evaluate":
         return False
     wanted = {stage: catalog.model_of_id(model_id) for stage, model_id in models.items()}
     if only_missing:
@@ -127,12 +127,13 @@ def log_scores(
         for ref in record.inputs.values()
         if ref.stage.startswith(DATA)
     }
+    roles = {ref.stage: role for role, ref in record.inputs.items()}  # under which it has scored them
     for stage, model in wanted.items():
         run = catalog.run(model.source_run_id)
-        if stage in scores and run is not None:
-            found = scores[stage]["domains"]
+        if (role := roles.get(stage)) in scores and run is not None:
+            found = scores[role]["domains"]
             figures = {f"perplexity/{domain}": found[domain]["perplexity"] for domain in found}
-            figures[AVERAGE] = scores[stage][AVERAGE]
+            figures[AVERAGE] = scores[role][AVERAGE]
             step = run.outputs.get(model.model_id, 0)
             told_of = runs.metrics(figures, step, record.ended, model.model_id, judged_on)
             runs.log_all(catalog.client, run.run_id, [], told_of)

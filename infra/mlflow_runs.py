@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bam_core.graph.lineage import NodeId
 from bam_core.graph.record import InputRef, Record
+from bam_core.graph.stage import kind_of
 from infra.provenance import mask_values
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ _BAD_NAME_CHARS = re.compile(r"[^\w\-. /:]")
 
 def may_be_model(stage: str) -> bool:
     """Whether a stage of this name makes models."""
-    return stage.partition(".")[0] in MODEL_KINDS
+    return kind_of(stage) in MODEL_KINDS
 
 
 def identity_tags(stage: str, key: str, inputs: Mapping[str, Record | InputRef], artifact: str) -> dict[str, str]:

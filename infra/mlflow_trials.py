@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 
 from bam_core.graph.record import Record
+from bam_core.graph.stage import kind_of
 from infra import mlflow_runs as runs
 from infra.mlflow_catalog import Catalog, SeenRun
 from infra.mlflow_lineage import Folder
@@ -18,7 +19,7 @@ TRIAL_OF, TRIAL = "bam.trial_of", "bam.trial"
 
 def log_trials(catalog: Catalog, stage: SeenRun, record: Record, folder: Folder) -> None:
     """One whole run for each trial: its values, its losses by step, and as its time what it took."""
-    if record.stage.partition(".")[0] != "tune" or not (path := folder() / "trials.json").is_file():
+    if kind_of(record.stage) != "tune" or not (path := folder() / "trials.json").is_file():
         return
     client = catalog.client
     known = {name: run for run in catalog.nested_in(stage.run_id) if (name := run.tags.get(TRIAL))}

@@ -23,6 +23,7 @@ import ray.train
 from bam_core import errors
 from bam_core.graph.stage import Resources
 from bam_core.protocols import Metrics, Place, TrainLoop
+from infra.devices import device_name
 from infra.logs import capture_output
 from infra.process_group import process_group
 from infra.ray_controller import InProcessTrainer
@@ -196,4 +197,5 @@ def _worker(setup: dict[str, Any]) -> dict[str, Any] | errors.BamError:
 
 def place() -> Place:
     """Where this process runs."""
-    return {"host": socket.gethostname(), "node": ray.get_runtime_context().get_node_id()}
+    node = ray.get_runtime_context().get_node_id()
+    return {"host": socket.gethostname(), "node": node, "device": device_name()}

@@ -44,6 +44,14 @@ class TextSources:
         kind, spec = _checked(spec)
         return kind.read(spec)
 
+    def read_file(self, path: str) -> bytes:
+        """One file as it is. path: a path or URI. Raises InvalidInput unless it is one readable file."""
+        found = text_files.find_files(path)
+        if len(found) > 1:
+            raise InvalidInput("source", [Problem("path", path, f"must be one file; {len(found)} match")])
+        with found[0].open() as file:
+            return file.read()
+
 
 def _checked(spec: Spec) -> tuple[Kind, Spec]:
     """The row and the spec with its defaults. Raises InvalidInput with everything wrong."""
@@ -100,8 +108,10 @@ def _files(read_file: Callable[[text_files.TextFile, str], Iterator[Document]], 
 
     def digest(spec: Spec) -> str:
         files = by_content(spec, looking=True)
-        for _, file in files:
-            next(read_file(file, spec.get("column", "")), None)  # a wrong column shows before anything starts
+        # A wrong column shows before anything starts, and that there is no text.
+        with_text = [_has_text(read_file(file, spec.get("column", ""))) for _, file in files]
+        if not any(with_text):
+            raise InvalidInput("source", [Problem("path", spec["path"], "holds no text")])
         return combined(f"{spec['kind']} {spec.get('column', '')}", (sha256 for sha256, _ in files))
 
     def read(spec: Spec) -> Iterator[Document]:
@@ -109,6 +119,10 @@ def _files(read_file: Callable[[text_files.TextFile, str], Iterator[Document]], 
             yield from read_file(file, spec.get("column", ""))
 
     return Kind(digest, read, needs=frozenset({"path"}), takes=takes)
+
+
+def _has_text(documents: Iterable[Document]) -> bool:
+    return any(document.text.strip() for document in documents)
 
 
 def _hub() -> Kind:

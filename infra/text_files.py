@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
@@ -25,6 +26,8 @@ from infra.storage import LOOK_PATIENCE_S, PATIENCE_S, open_filesystem
 
 CHUNK_BYTES = 1 << 20
 PARQUET_ROWS = 1024
+BYTES_PER_BYTE = 32
+"""Memory that a document takes while it is tokenised, for each of its own: text, ids and what the tokenizer keeps."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +95,54 @@ def _matches(fs: Any, place: str) -> list[str]:
 def read_text(file: TextFile, column: str) -> Iterator[Document]:
     """The whole file as one document."""
     with file.open() as stream:
-        yield file.document(_decoded(stream.read(), file.path))
+        parts, room = [], _Room(file.path)
+        while chunk := stream.read(CHUNK_BYTES):
+            room.take(len(chunk))
+            parts.append(chunk)
+        yield file.document(_decoded(b"".join(parts), file.path))
 
 
 def read_json_lines(file: TextFile, column: str) -> Iterator[Document]:
     """One document per line: the string under `column` of the object there. Empty lines are skipped."""
     with file.open() as stream:
-        for number, line in enumerate(stream, start=1):
+        for number, line in enumerate(_lines(file, stream), start=1):
             text = _decoded(line, file.where(number))
             if text.strip():
                 yield file.document(_column_of(text, column, file.where(number)), number)
+
+
+def _lines(file: TextFile, stream: IO[bytes]) -> Iterator[bytes]:
+    """Lines without their ends, none of them longer than there is room for."""
+    parts, number, room = [], 1, _Room(file.where(1))
+    while chunk := stream.read(CHUNK_BYTES):
+        *ended, rest = chunk.split(b"\n")
+        for piece in ended:
+            yield b"".join([*parts, piece])
+            parts, number = [], number + 1
+            room = _Room(file.where(number))
+        room.take(len(rest))
+        parts.append(rest)
+    if any(parts):
+        yield b"".join(parts)
+
+
+@dataclass
+class _Room:
+    """How much of one document has been read. where: the document, for an error."""
+
+    where: str
+    n_bytes: int = 0
+
+    def take(self, n_bytes: int) -> None:
+        """Raises InvalidInput before there is more than memory has room for."""
+        self.n_bytes += n_bytes
+        if self.n_bytes > CHUNK_BYTES and self.n_bytes * BYTES_PER_BYTE > (free := psutil.virtual_memory().available):
+            raise _too_long(self.where, f"has {self.n_bytes / 1e9:.1f} GB or more, and {free / 1e9:.1f} GB are free")
+
+
+def _too_long(where: str, facts: str) -> InvalidInput:
+    expected = f"is one document that is longer than memory has room for: {facts}"
+    return InvalidInput("source", [Problem("path", where, expected, "split it into several documents")])
 
 
 def _column_of(line: str, column: str, where: str) -> str:
@@ -118,16 +159,18 @@ def _column_of(line: str, column: str, where: str) -> str:
 
 def read_parquet(file: TextFile, column: str) -> Iterator[Document]:
     """One document per row: the string in `column`."""
+    number = 0
     with file.open() as stream:
         try:
             table = pq.ParquetFile(stream)
             if column not in table.schema_arrow.names:
                 raise _no_column(column, table.schema_arrow.names, file.path)
-            number = 0
             for batch in table.iter_batches(PARQUET_ROWS, columns=[column]):
                 for value in batch.column(0).to_pylist():
                     yield file.document(_checked_text(value, column, file.where(f"row {number}")), number)
                     number += 1
+        except MemoryError as error:  # Arrow's too
+            raise _too_long(file.where(f"rows from {number}"), str(error) or "reading it failed") from error
         except (pa.ArrowException, OSError) as error:
             raise _invalid("path", file.path, f"must be a Parquet file: {error}") from error
 

@@ -2,7 +2,9 @@
 
     tokenizer -> data.<domain> -> seed -> expert.<domain> -> mix.<variant> -> train.<variant> -> evaluate -> report
 
-A search, `tune.<name>`, comes before the stages that use its best values.
+A search, `tune.<name>`, comes before the stages that use its best values. `overlap` looks for held-out text in training
+text, and nothing is trained before it has. `discover.<name>` makes domains of text that has none. `seeding` repeats the
+whole for more seeds.
 
 Branch-Attend-Mix (BAM, section 4): branch the seed into one dense expert per domain, then initialise attention and FFN
 experts of a mixture from them. The general domain's expert is the seed itself: no training, no copy. An expert that
@@ -11,20 +13,28 @@ another team trained, `adopted.<name>`, may stand in the place of `expert.<domai
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from bam_core.config import ModelConfig, TrainConfig
 from bam_core.graph.adopted import adopted_name, adopted_stage
-from bam_core.graph.stage import Pipeline, Resources, Stage
+from bam_core.graph.stage import Pipeline, Resources, Stage, StageName
 from bam_core.nn.costs import training_flops
 from bam_core.seeds import child_seed
 from bam_core.upcycle.variants import Variant, mixture_config, variant_sources
+from pipelines.matching import mixture_phases
 from pipelines.recipe import Recipe
+from pipelines.recipe.baselines import baselines
+from pipelines.recipe.data import in_words
+from pipelines.recipe.data_search import read_domains, searched_domains
+from pipelines.recipe.discover_checks import unused_clusters
 from pipelines.recipe.parts import Group
-from pipelines.recipe.tuning import tuned_fields, without
+from pipelines.recipe.routing import routing_asked
+from pipelines.recipe.tuning import data_of, trained_stages, tuned_fields, without
+from pipelines.seeding import together
 from pipelines.stages import KINDS
+from pipelines.stages.inputs import REFERENCE
 
 Adopted = Mapping[str, Mapping[str, Any]]
 """Name of an adopted expert -> the configuration of its stage (`bam_core.graph.adopted`)."""
@@ -35,17 +45,22 @@ CALIBRATION_TOKENS = 4096
 
 
 def build(recipe: Recipe, digests: Mapping[str, str], adopted: Adopted | None = None) -> Pipeline:
-    """The recipe's stages in an order in which they can run. digests: content identity of each domain's text.
+    """The recipe's stages in an order in which they can run. digests: content identity of each text and task file.
 
     adopted: what each adopted expert that the recipe names is.
     """
-    return Pipeline(recipe.name, _in_order(list(_stages(recipe, digests, adopted or {}))))
+    made = {seed: _in_order(list(_stages(recipe.of_seed(seed), digests, adopted or {}))) for seed in recipe.all_seeds}
+    searched_once = {f"tune.{name}" for name, search in recipe.tune.items() if search.seeds == "first"}
+    return Pipeline(recipe.name, together(made, searched_once))
 
 
 def _stages(recipe: Recipe, digests: Mapping[str, str], adopted: Adopted) -> Iterator[Stage]:
+    for name in recipe.discover:
+        yield _discover(recipe, name, digests)
     yield _tokenizer(recipe, digests)
     for domain in recipe.domains:
-        yield _data(recipe, domain, digests[domain])
+        yield _data(recipe, domain, digests)
+    yield _overlap(recipe, digests)
 
     for name in recipe.tune:
         yield _tune(recipe, name)
@@ -55,12 +70,15 @@ def _stages(recipe: Recipe, digests: Mapping[str, str], adopted: Adopted) -> Ite
     for expert in recipe.adopted.values():
         yield adopted_stage({"name": expert} | adopted[expert], KINDS["adopt"].version)
     for name in recipe.variants:
-        yield _mix(recipe, name)
+        if recipe.mix_of(name) == name:
+            yield _mix(recipe, name)
         yield _training(recipe, f"train.{name}")
     if recipe.dense:
         yield _training(recipe, "dense")
 
-    yield _evaluate(recipe)
+    yield _evaluate(recipe, digests)
+    if _routed(recipe):
+        yield _routing(recipe)
     yield _report(recipe)
 
 
@@ -69,7 +87,7 @@ def _in_order(stages: list[Stage]) -> tuple[Stage, ...]:
     named, placed = {stage.name: stage for stage in stages}, dict[str, Stage]()
 
     def place(stage: Stage) -> None:
-        for parent in stage.inputs.values():
+        for parent in (*stage.inputs.values(), *stage.checks):
             if parent not in placed:
                 place(named[parent])
         placed.setdefault(stage.name, stage)
@@ -94,7 +112,7 @@ def model_configs(recipe: Recipe) -> dict[str, ModelConfig]:
         models["dense"] = dense
     for name in recipe.variants:
         mixture = mixture_config(dense, list(experts(recipe)), variant(recipe, name))
-        models |= {f"mix.{name}": mixture, f"train.{name}": mixture}
+        models |= {f"mix.{recipe.mix_of(name)}": mixture, f"train.{name}": mixture}
     return models
 
 
@@ -102,34 +120,27 @@ def trainings(recipe: Recipe) -> dict[str, TrainConfig]:
     """Stage name -> its phase, as the recipe says it: a search may set some of its fields."""
     phases = {"seed": recipe.seed_training()}
     phases |= {f"expert.{domain}": recipe.expert_training(domain) for domain in recipe.specialists}
-    return phases | {name if name == "dense" else f"train.{name}": p for name, p in mixture_phases(recipe).items()}
-
-
-def mixture_phases(recipe: Recipe) -> dict[str, TrainConfig]:
-    """The mixture phase of every variant and of `dense`.
-
-    `match: data` gives all the same tokens (the paper's DM). `match: compute` gives all the training FLOPs of the
-    cheapest variant on `tokens` (the paper's CM), rounded down to whole batches.
-    """
-    phase, models = recipe.mixture_training(), model_configs(recipe)
-    names = {name: f"train.{name}" for name in recipe.variants} | ({"dense": "dense"} if recipe.dense else {})
-    if recipe.phases.mixture.match == "data":
-        return dict.fromkeys(names, phase)
-    cost = {name: training_flops(models[stage], phase.batch_tokens, phase.seq_len) for name, stage in names.items()}
-    budget = phase.n_steps * min(cost[name] for name in recipe.variants)
-    return {name: replace(phase, tokens=max(1, budget // cost[name]) * phase.batch_tokens) for name in names}
+    return phases | mixture_phases(recipe, model_configs(recipe))
 
 
 def search_costs(recipe: Recipe) -> dict[str, dict[str, float]]:
-    """Stage name of each search -> what it costs if no trial is stopped."""
+    """Stage name of each search, of every seed that has its own -> what it costs if no trial is stopped."""
     found, models, phases = {}, model_configs(recipe), trainings(recipe)
     for name, search in recipe.tune.items():
         phase = phases[search.stage]
         phase = replace(phase, tokens=search.tokens or phase.tokens)
         tokens = search.trials * phase.n_steps * phase.batch_tokens
         flops = training_flops(models[search.stage], tokens, phase.seq_len)
-        found[f"tune.{name}"] = {"trials": search.trials, "train_tokens": tokens, "train_flops": flops}
+        cost = {"trials": search.trials, "train_tokens": tokens, "train_flops": flops}
+        others = recipe.all_seeds[1:] if search.seeds == "each" else ()
+        found |= {str(StageName("tune", name, seed)): cost for seed in (None, *others)}
     return found
+
+
+def changing_data(recipe: Recipe) -> dict[str, str]:
+    """Stage name -> how the shares of its training data change, in words; those whose shares stay are left out."""
+    found = {stage: in_words(data_of(recipe, stage)) for stage in trained_stages(recipe)}
+    return {stage: words for stage, words in found.items() if words is not None}
 
 
 def variant(recipe: Recipe, name: str) -> Variant:
@@ -139,7 +150,12 @@ def variant(recipe: Recipe, name: str) -> Variant:
 def warnings(recipe: Recipe) -> list[str]:
     """What the recipe may ask for and likely does not mean, each with its key path."""
     models, variants = list(experts(recipe)), {name: variant(recipe, name) for name in recipe.variants}
-    return [f"variants.{name}: {warning}" for name, spec in variants.items() for warning in spec.warnings(models)]
+    found = [f"variants.{name}: {warning}" for name, spec in variants.items() for warning in spec.warnings(models)]
+    return found + [
+        f"discover.{name}: no domain is cluster {', '.join(map(str, left))}: that text is left out"
+        for name, left in unused_clusters(recipe).items()
+        if left
+    ]
 
 
 def _tokenizer(recipe: Recipe, digests: Mapping[str, str]) -> Stage:
@@ -155,15 +171,39 @@ def _tokenizer(recipe: Recipe, digests: Mapping[str, str]) -> Stage:
     config = {
         "kind": "bpe",
         "vocab_size": spec.vocab_size,
-        "domains": {domain: _text_identity(recipe, domain, digests[domain]) for domain in domains},
+        "domains": {domain: _text_identity(recipe, domain, digests) for domain in domains},
     }
-    return _stage("tokenizer", config, {}, {"sources": {domain: recipe.source(domain) for domain in domains}})
+    sources = {domain: recipe.source(domain) for domain in domains}
+    return _stage("tokenizer", config, _clusters(recipe, domains), {"sources": sources})
 
 
-def _data(recipe: Recipe, domain: str, digest: str) -> Stage:
-    config = {"domain": domain, "seq_len": recipe.model.max_seq_len} | _text_identity(recipe, domain, digest)
+def _discover(recipe: Recipe, name: str, digests: Mapping[str, str]) -> Stage:
+    """Clusters of a text. `domains` in the config, as in that of the tokenizer: the texts that the stage reads."""
+    spec, text = recipe.discover[name].to_dict(), f"discover.{name}"
+    source, options = recipe.texts[text], {key: value for key, value in spec.items() if key != "source"}
+    config = {"domains": {name: {"source": _without_path(source) | {"digest": digests[text]}}}, **options}
+    return _stage(text, config, {}, {"source": source})
+
+
+def _clusters(recipe: Recipe, domains: Iterable[str]) -> dict[str, str]:
+    """The stages that say which documents are those of these domains."""
+    names = (recipe.text_name(domain) for domain in domains)
+    return {name: name for name in names if name.startswith("discover.")}
+
+
+def _data(recipe: Recipe, domain: str, digests: Mapping[str, str]) -> Stage:
+    config = {"domain": domain, "seq_len": recipe.model.max_seq_len} | _text_identity(recipe, domain, digests)
     runtime = {"source": recipe.source(domain), **_said_of_text(recipe, domain)}
-    return _stage(f"data.{domain}", config, {"tokenizer": "tokenizer"}, runtime)
+    return _stage(f"data.{domain}", config, {"tokenizer": "tokenizer"} | _clusters(recipe, [domain]), runtime)
+
+
+def _overlap(recipe: Recipe, digests: Mapping[str, str]) -> Stage:
+    limits = {name: getattr(recipe.evaluate, name) for name in ("max_overlap", "max_contaminated", "allow_overlap")}
+    config: dict[str, Any] = {"domains": list(recipe.domains), **limits}
+    tasks, files = _tasks(recipe, digests)
+    config |= {"tasks": [{name: task[name] for name in ("digest", "limit")} for task in tasks]} if tasks else {}
+    inputs = {"tokenizer": "tokenizer"} | _all_data(recipe)
+    return _stage("overlap", config, inputs, {"tasks": files} if files else {})
 
 
 def _said_of_text(recipe: Recipe, domain: str) -> dict[str, str]:
@@ -173,20 +213,30 @@ def _said_of_text(recipe: Recipe, domain: str) -> dict[str, str]:
     return said | ({"dataset": source["path"]} if source["kind"] == "hf" else {})
 
 
-def _text_identity(recipe: Recipe, domain: str, digest: str) -> dict[str, Any]:
+def _text_identity(recipe: Recipe, domain: str, digests: Mapping[str, str]) -> dict[str, Any]:
     """What defines a domain's text. Where it lies does not: `path` stays out, its content's digest is in."""
-    source = {name: value for name, value in recipe.source(domain).items() if name != "path"}
-    spec = recipe.domains[domain]
-    return {"source": source | {"digest": digest}, "valid_frac": spec.valid_frac, "max_bytes": spec.max_bytes}
+    spec, digest = recipe.domains[domain], digests[recipe.text_name(domain)]
+    cluster = {"of": spec.source.of, "index": spec.source.index} if spec.source.kind == "cluster" else None
+    return {
+        "source": _without_path(recipe.source(domain)) | {"digest": digest},
+        "valid_frac": spec.valid_frac,
+        "max_bytes": spec.max_bytes,
+        **({"cluster": cluster} if cluster else {}),
+    }
+
+
+def _without_path(source: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in source.items() if name != "path"}
 
 
 def _training(recipe: Recipe, name: str) -> Stage:
     tuned = tuned_fields(recipe, name)
     phase = _phase(recipe, name, tuned)
     config = {"phase": phase, **({"tuned": _roles(tuned)} if tuned else {})}
-    inputs = _start_inputs(name) | _data_inputs(phase, tuned) | {role: role for role in _roles(tuned)}
-    stage = _stage(name, {**_start(recipe, name), **config}, inputs, {"pace": _pace(recipe, name)})
-    return replace(stage, resources=_worker_group(_group(recipe, name)))
+    inputs = _start_inputs(recipe, name) | _data_inputs(phase, tuned) | {role: role for role in _roles(tuned)}
+    inputs |= _reference_inputs(recipe, name)
+    stage = _stage(name, {**_start(recipe, name), **config}, inputs, {"pace": pace_of(recipe, name)})
+    return replace(stage, resources=_worker_group(_group(recipe, name)), checks=("overlap",))
 
 
 def _tune(recipe: Recipe, name: str) -> Stage:
@@ -211,11 +261,15 @@ def _tune(recipe: Recipe, name: str) -> Stage:
         **({"tuned": _roles(tuned)} if tuned else {}),
         **{key: value for key, value in _start(recipe, stage).items() if key in ("init_seed", "model")},
     }
-    inputs = _start_inputs(stage) | _data_inputs(phase, tuned | {name: fields}) | {role: role for role in _roles(tuned)}
-    inputs |= {f"data.{domain}": f"data.{domain}" for domain in judges}
-    runtime = {"pace": _pace(recipe, stage), "max_trials": recipe.runtime.max_trials}
+    inputs = (
+        _start_inputs(recipe, stage)
+        | _data_inputs(phase, tuned | {name: fields})
+        | {role: role for role in _roles(tuned)}
+    )
+    inputs |= {f"data.{domain}": f"data.{domain}" for domain in judges} | _reference_inputs(recipe, stage)
+    runtime = {"pace": pace_of(recipe, stage), "max_trials": recipe.runtime.max_trials}
     made = _stage(f"tune.{name}", config, inputs, runtime)
-    return replace(made, resources=_worker_group(_group(recipe, stage)))
+    return replace(made, resources=_worker_group(_group(recipe, stage)), checks=("overlap",))
 
 
 def _start(recipe: Recipe, name: str) -> dict[str, Any]:
@@ -226,9 +280,11 @@ def _start(recipe: Recipe, name: str) -> dict[str, Any]:
     return {"expert": {"domain": rest}, "train": {"variant": rest}, "dense": {}}[kind]
 
 
-def _start_inputs(name: str) -> dict[str, str]:
+def _start_inputs(recipe: Recipe, name: str) -> dict[str, str]:
     kind, _, rest = name.partition(".")
-    return {"seed": {"tokenizer": "tokenizer"}, "train": {"mix": f"mix.{rest}"}}.get(kind, {"seed": "seed"})
+    if kind == "train":
+        return {"mix": f"mix.{recipe.mix_of(rest)}"}
+    return {"tokenizer": "tokenizer"} if kind == "seed" else {"seed": "seed"}
 
 
 def _phase(recipe: Recipe, name: str, tuned: Tuned) -> dict[str, Any]:
@@ -243,9 +299,17 @@ def _roles(tuned: Tuned) -> dict[str, Mapping[str, str]]:
 
 def _data_inputs(phase: Mapping[str, Any], tuned: Tuned) -> dict[str, str]:
     """The text of every domain that has a share, or could be given one."""
-    searched = {field.partition(".")[2] for found in tuned.values() for field in found.values()} - {""}
-    domains = [*phase["shares"], *sorted(searched - phase["shares"].keys())]
-    return {f"data.{d}": f"data.{d}" for d in domains if phase["shares"].get(d, 0) > 0 or d in searched}
+    searched = searched_domains(field for found in tuned.values() for field in found.values())
+    return {f"data.{domain}": f"data.{domain}" for domain in dict.fromkeys([*read_domains(phase), *sorted(searched)])}
+
+
+def _reference_inputs(recipe: Recipe, name: str) -> dict[str, str]:
+    """Where shares follow the losses: the dense models that these are compared with."""
+    phase = trainings(recipe)[name]
+    if phase.adaptive is None or not phase.adaptive.compares:
+        return {}
+    is_own, own = phase.adaptive.reference == "specialists", experts(recipe)
+    return {f"{REFERENCE}{domain}": own[domain] if is_own else "seed" for domain in phase.domains}
 
 
 def _group(recipe: Recipe, name: str) -> Group:
@@ -253,7 +317,8 @@ def _group(recipe: Recipe, name: str) -> Group:
     return group
 
 
-def _pace(recipe: Recipe, name: str) -> dict[str, Any]:
+def pace_of(recipe: Recipe, name: str) -> dict[str, Any]:
+    """How a stage's training is executed: arguments of `bam_core.train.loop.Pace`."""
     pace: dict[str, Any] = {"checkpoint_steps": recipe.runtime.checkpoint_steps}
     if recipe.runtime.micro_batch_rows:
         pace["micro_batch_rows"] = recipe.runtime.micro_batch_rows
@@ -282,27 +347,66 @@ def _mix(recipe: Recipe, name: str) -> Stage:
     return _stage(f"mix.{name}", config, {stage: stage for _, stage in sources} | _all_data(recipe), {})
 
 
-def _evaluate(recipe: Recipe) -> Stage:
+def _evaluate(recipe: Recipe, digests: Mapping[str, str]) -> Stage:
     models = list(model_configs(recipe))
     config = {
         "models": models,
         "domains": list(recipe.domains),
         "tokens": recipe.evaluate.tokens,
+        "stride": recipe.evaluate.stride or max(1, recipe.model.max_seq_len // 2),
         "dtype": recipe.evaluate.dtype,
         "seeds": [recipe.seed],
     }
     if recipe.ensemble:
         config["ensemble"] = list(experts(recipe).values())
-    stage = _stage("evaluate", config, {name: name for name in models} | _all_data(recipe), {})
+    tasks, files = _tasks(recipe, digests)
+    config |= {"tasks": tasks} if tasks else {}
+    inputs = {name: name for name in models} | _all_data(recipe) | {"tokenizer": "tokenizer", "overlap": "overlap"}
+    stage = _stage("evaluate", config, inputs, {"tasks": files} if files else {})
     groups = (recipe.runtime.seed, recipe.runtime.expert, recipe.runtime.train)
     return replace(stage, resources=Resources(cpus=max(group.cpus for group in groups)))  # it runs alone
 
 
+def _tasks(recipe: Recipe, digests: Mapping[str, str]) -> tuple[list[dict[str, Any]], dict[str, dict[str, str]]]:
+    """What defines the tasks, in an order that follows from that alone; and digest -> where the file is."""
+    found = {digests[task_digest(number)]: file for number, file in enumerate(recipe.evaluate.tasks)}
+    asked = [
+        {"digest": digest, "limit": file.limit, "execute": file.execute, "new_tokens": file.new_tokens}
+        for digest, file in sorted(found.items())
+    ]
+    return asked, {digest: {"path": file.path} for digest, file in found.items()}
+
+
+def task_digest(number: int) -> str:
+    """The name of a task file's digest among those of the texts. No domain has a point in its name."""
+    return f"evaluate.tasks.{number}"
+
+
+def _routed(recipe: Recipe) -> list[str]:
+    """The trained mixtures whose routers are looked at: those that have some, if the recipe asks for it."""
+    models = model_configs(recipe).items() if routing_asked(recipe.evaluate.routing) else ()
+    return [name for name, model in models if name.startswith("train.") and (model.attention or model.ffn)]
+
+
+def _routing(recipe: Recipe) -> Stage:
+    asked, models = routing_asked(recipe.evaluate.routing), _routed(recipe)
+    assert asked is not None, "the recipe leaves routing out"
+    config = {"models": models, "domains": list(recipe.domains), "dtype": recipe.evaluate.dtype, **asked.to_dict()}
+    stage = _stage("routing", config, {name: name for name in models} | _all_data(recipe), {})
+    return replace(stage, resources=Resources(cpus=recipe.runtime.train.cpus))
+
+
 def _report(recipe: Recipe) -> Stage:
     models = list(model_configs(recipe))
-    config = {"recipe": recipe.name, "models": models, "domains": list(recipe.domains)}
+    config = {
+        "recipe": recipe.name,
+        "models": models,
+        "domains": list(recipe.domains),
+        "baselines": baselines(recipe),
+    }
     tunes = [f"tune.{name}" for name in recipe.tune]
-    return _stage("report", config, {"evaluate": "evaluate", **{name: name for name in [*models, *tunes]}}, {})
+    judges = ["evaluate", "overlap", *(["routing"] if _routed(recipe) else [])]
+    return _stage("report", config, {name: name for name in [*judges, *models, *tunes]}, {})
 
 
 def _all_data(recipe: Recipe) -> dict[str, str]:

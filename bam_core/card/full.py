@@ -13,10 +13,11 @@ from typing import Any
 from bam_core.card.markdown import code, code_block, escaped, front_matter, pairs, table
 from bam_core.card.numbers import MISSING, bold_best, figure
 from bam_core.card.own import body, dataset_id, domain_id, front, head, model_id
-from bam_core.card.subject import NO_MODELS, Subject, kind_of
+from bam_core.card.subject import NO_MODELS, Subject
 from bam_core.graph.key import key12
 from bam_core.graph.record import InputRef, Record
 from bam_core.graph.runs import Run
+from bam_core.graph.stage import StageName, kind_of
 
 UNITS = {"perplexity": "perplexity", "bits_per_byte": "bits per byte"}
 """Figure of `perplexity.json` -> its name."""
@@ -34,12 +35,14 @@ PLACES = frozenset({"--store", "--tracking-uri", "--address", "--executor"})
 class Evaluation:
     """What the evaluation `ref` found of a model that it calls `name`, and of the models that it scored beside it.
 
-    figures: model -> its entry in `perplexity.json`, in the order in which they were scored.
+    figures: model -> its entry in `perplexity.json`, in the order in which they were scored. scoring: how documents
+    were scored, {context, stride} in tokens; None of an evaluation from before, of rows.
     """
 
     ref: InputRef
     name: str
     figures: Mapping[str, Mapping[str, Any]]
+    scoring: Mapping[str, int] | None = None
 
     @classmethod
     def of(cls, model: Record, evaluate: Record, perplexity: Mapping[str, Any]) -> Evaluation | None:
@@ -50,7 +53,7 @@ class Evaluation:
             return None
         order = [str(scored) for scored in evaluate.payload.get("config", {}).get("models", ())]
         names = [*(scored for scored in order if scored in found), *(scored for scored in found if scored not in order)]
-        return cls(evaluate.ref, name, {scored: found[scored] for scored in names})
+        return cls(evaluate.ref, name, {scored: found[scored] for scored in names}, perplexity.get("scoring"))
 
     @property
     def domains(self) -> list[str]:
@@ -109,7 +112,10 @@ def _evaluation(subject: Subject, made: Made, evaluation: Evaluation) -> Iterato
     tokens = [found.get("tokens") for found in evaluation.figures[evaluation.name].get("domains", {}).values()]
     counted = [count for count in tokens if isinstance(count, int)]
     on = f" ({min(counted):,} to {max(counted):,} tokens of each domain)" if counted else ""
-    yield f"On held-out text{on}, by {code(f'{evaluation.ref.stage}@{key12(evaluation.ref.key)}')}; lower is better."
+    how = evaluation.scoring
+    text = f"documents, by a window of {how['context']} tokens with stride {how['stride']}" if how else "text"
+    judge = code(f"{evaluation.ref.stage}@{key12(evaluation.ref.key)}")
+    yield f"On held-out {text}{on}; lower is better. Scored by {judge}."
     for (unit, title), decimals in zip(UNITS.items(), (2, 3), strict=True):
         rows = []
         for name in names:
@@ -125,7 +131,7 @@ def _evaluation(subject: Subject, made: Made, evaluation: Evaluation) -> Iterato
 
 def _compared(made: Made, evaluation: Evaluation) -> Iterator[str]:
     """This model, what it was made from, the baselines and the other trained mixtures; no other untrained mixture."""
-    before = {record.stage for record in made.ancestors}
+    before = {StageName.parse(record.stage).plain for record in made.ancestors}
     yield evaluation.name
     for name in evaluation.figures:
         if name != evaluation.name and (kind_of(name) != "mix" or name in before):

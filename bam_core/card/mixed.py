@@ -62,6 +62,7 @@ class Mixed:
         """stage: that made the mixture. mix: its `mix.json`; what an older one lacks is left out."""
         receipt = mix.get("receipt", {})
         compared = [found for found in receipt.get("experts", {}).values() if found.get("layer") is not None]
+        compared += [found for found in receipt.get("shared", {}).values() if found.get("tensor") is not None]
         worst = max(compared, key=lambda found: found["max_abs_diff"], default=None)
         step0 = receipt.get("step0") or {}
         return cls(
@@ -109,8 +110,10 @@ def rules_in_words(variant: Mapping[str, Any]) -> dict[str, str]:
     for part, name in (("attention", "Attention"), ("ffn", "FFN")):
         spec = variant.get(part, "merged")
         words[name] = _experts(part, spec) if isinstance(spec, Mapping) else "merged over the dense models; no experts"
+    if isinstance(variant.get("shared"), Mapping):
+        words["Embedding, norms, output head"] = _shared(variant["shared"])
     words["All else, where it is not new"] = _merge(variant.get("merge", {}))
-    if any(isinstance(variant.get(part), Mapping) for part in ("attention", "ffn")):
+    if any(isinstance(variant.get(part), Mapping) for part in ("attention", "ffn", "shared")):
         words["Routers"] = _routers(variant)
     return words
 
@@ -146,6 +149,17 @@ _SCALES = {
     "experts": "output matrices multiplied, so that the branch starts at the scale of a dense one",
     "weights": "matrices multiplied, so that the branch starts at the scale of a dense one",
 }
+
+
+def _shared(spec: Mapping[str, Any]) -> str:
+    """What was done with what experts share, where that is routed."""
+    heads = {"top1": "the head of the most probable model", "soft": "the logits of all heads by its parts"}
+    parts = {"embed": "embeddings", "norms": "norm scales"}
+    soft = [words for part, words in parts.items() if spec.get(part, "soft") == "soft"]
+    how = [f"{' and '.join(soft)} by its parts"] if soft else []
+    how += [heads[spec.get("head", "top1")]] if spec.get("head", "top1") in heads else []
+    rest = "; the rest is merged" if len(soft) < len(parts) or spec.get("head") == "merged" else ""
+    return f"of every dense model, mixed at each position by a router of the text so far: {', '.join(how)}{rest}"
 
 
 def _slots(experts: str | Sequence[str]) -> str:

@@ -83,6 +83,10 @@ def _sizes(config: ModelConfig) -> dict[str, str]:
         sizes["attention experts"] = f"{_experts(config, 'attention')}; {_KEYS_VALUES[attention.kv]}"
     if ffn:
         sizes["FFN experts"] = _experts(config, "ffn")
+    if config.shared:
+        parts = {"embed": "input embeddings", "norms": "norm scales", "head": "output heads"}
+        routed = [words for part, words in parts.items() if getattr(config.shared, part) != "merged"]
+        sizes["of every dense model"] = f"{', '.join(routed)}; {', '.join(map(escaped, config.experts))}"
     return sizes
 
 
@@ -179,10 +183,16 @@ def _held(mixed: Mixed) -> Iterator[str]:
             "- Every expert is in it, whole and in its place: sent to one expert alone, each branch gave what the "
             f"dense model's gave, {within}."
         )
+    if (accuracy := mixed.step0.get("shared", {}).get("accuracy")) is not None:
+        yield (
+            f"- The router of what experts share gave {accuracy:.0%} of held-out tokens most to the model of their own "
+            "domain."
+        )
     if mixed.random:
         branches = escaped(" and ".join(mixed.random))
         yield f"- The {branches} experts are freshly initialised: there was nothing to compare."
-    yield "- It computes what none of the dense models does: what is shared was merged, and its routers are new."
+    parts = "what is shared was merged, and its routers" if not mixed.variant.get("shared") else "its routers"
+    yield f"- It computes what none of the dense models does: {parts} are new."
 
 
 def _perplexities(perplexity: Mapping[str, Mapping[str, Any]], seed: str) -> str:
@@ -224,7 +234,15 @@ def _training(subject: Subject) -> Iterator[str]:
 
 
 def _shares(phase: Mapping[str, Any]) -> str:
-    return ", ".join(f"{escaped(domain)} {share:.0%}" for domain, share in phase.get("shares", {}).items() if share > 0)
+    """From the first step on; and how they change, if they do."""
+
+    def words(shares: Mapping[str, float]) -> str:
+        return ", ".join(f"{escaped(domain)} {share:.0%}" for domain, share in shares.items() if share > 0)
+
+    said = words(phase.get("shares", {}))
+    if anneal := phase.get("anneal"):
+        return f"at first {said}; by a plan at the end {words(anneal['end'])}"
+    return f"at first {said}; then by the loss on each domain" if "adaptive" in phase else said
 
 
 def _data(subject: Subject) -> Iterator[str]:

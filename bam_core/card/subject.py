@@ -14,6 +14,7 @@ from typing import Any
 from bam_core.card.mixed import Mixed
 from bam_core.config import ModelConfig
 from bam_core.graph.record import InputRef, Record
+from bam_core.graph.stage import StageName, kind_of
 
 NO_MODELS = ("data", "tokenizer", "tune")
 """Kinds of stages that a model is made from and that are no models."""
@@ -35,7 +36,7 @@ class TextSource:
         config = record.payload.get("config", {})
         source = config.get("source", {})
         return cls(
-            domain=str(config.get("domain", record.stage.partition(".")[2])),
+            domain=str(config.get("domain", StageName.parse(record.stage).name or "")),
             kind=str(source.get("kind", "?")),
             digest=str(source.get("digest", "?")),
             licence=_text(record.provenance.get("licence")),
@@ -102,7 +103,7 @@ class Subject:
 
     @property
     def kind(self) -> str:
-        return self.stage.partition(".")[0]
+        return kind_of(self.stage)
 
     @property
     def is_untrained(self) -> bool:
@@ -126,14 +127,11 @@ def _in_order(inputs: Mapping[str, InputRef]) -> list[tuple[str, InputRef]]:
     return sorted(inputs.items(), key=lambda item: (kind_of(item[1].stage) != "seed", item[0]))
 
 
-def kind_of(stage: str) -> str:
-    return stage.partition(".")[0]
-
-
 def what_it_is(stage: str, config: Mapping[str, Any]) -> str:
     """One sentence. config: of the stage's payload."""
-    kind, _, rest = stage.partition(".")
-    match kind:
+    named = StageName.parse(stage)
+    rest = named.name or ""
+    match named.kind:
         case "seed":
             return "The dense seed model, trained from random weights; every expert branches from it."
         case "expert":

@@ -6,18 +6,23 @@ Constraints live beside the fields (`problems`), so a recipe, a checkpoint and a
 `to_json` says everything; `identity` leaves out what is at its default, so that a new field changes no key.
 """
 
+from bam_core.config.data_plan import Adaptive, Anneal, shares_problems
 from bam_core.config.experts import GATES, AttentionExperts, FFNExperts, Gate, KeysValues
 from bam_core.config.model import LAYOUT_VERSION, ModelConfig
-from bam_core.config.training import TrainConfig, shares_problems
+from bam_core.config.shared import SharedExperts
+from bam_core.config.training import TrainConfig
 
 __all__ = [
     "GATES",
     "LAYOUT_VERSION",
+    "Adaptive",
+    "Anneal",
     "AttentionExperts",
     "FFNExperts",
     "Gate",
     "KeysValues",
     "ModelConfig",
+    "SharedExperts",
     "TrainConfig",
     "shares_problems",
 ]

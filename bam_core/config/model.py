@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from bam_core.config.experts import AttentionExperts, FFNExperts, at_layer, labels, placement_problems
 from bam_core.config.fields import booleans, choice, identity, is_positive, positive_ints
+from bam_core.config.shared import SharedExperts
 from bam_core.errors import InvalidInput, Problem, nearest
 
 LAYOUT_VERSION = 1
@@ -23,6 +24,7 @@ class ModelConfig:
     rotary_frac: the part of a head's channels, from the first on, that rotate. rotary_pairs: `half` turns channels
     (j, j + R/2) of R together, `interleaved` (2j, 2j + 1).
     `experts` names the dense models behind a mixture, each once, in stacking order; empty for a dense model.
+    `shared`: how the rest is mixed of all of them; None where it is one for all.
     """
 
     vocab_size: int
@@ -43,6 +45,7 @@ class ModelConfig:
     attention: AttentionExperts | None = None
     ffn: FFNExperts | None = None
     experts: tuple[str, ...] = ()
+    shared: SharedExperts | None = None
     layout_version: int = LAYOUT_VERSION
 
     @property
@@ -56,11 +59,20 @@ class ModelConfig:
 
     @property
     def is_mixture(self) -> bool:
-        return self.attention is not None or self.ffn is not None
+        return any(part is not None for part in (self.attention, self.ffn, self.shared))
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the output head is a tensor of its own: untied, or mixed otherwise than the embedding that it was."""
+        return not self.tie_embeddings or self.is_routed("embed") != self.is_routed("head")
+
+    def is_routed(self, part: Literal["embed", "norms", "head"]) -> bool:
+        """Whether this part of what experts share is stacked, one of every dense model, and mixed per token."""
+        return self.shared is not None and getattr(self.shared, part) != "merged"
 
     def dense(self) -> ModelConfig:
         """The dense model that each expert of this mixture is a part of; a dense model's own."""
-        return replace(self, attention=None, ffn=None, experts=())
+        return replace(self, attention=None, ffn=None, experts=(), shared=None)
 
     def attention_at(self, layer: int) -> AttentionExperts | None:
         """The attention experts of one layer; None where it is dense."""
@@ -100,6 +112,10 @@ class ModelConfig:
                 if not wrong_sizes:
                     placement = placement_problems(experts, self.n_layers, self.experts)
                     yield from (problem.under(part) for problem in placement)
+        if self.shared is not None:
+            yield from (problem.under("shared") for problem in self.shared.problems())
+            if not self.experts:
+                yield Problem("experts", [], "must name the dense models that shared mixes")
         if self.ffn is not None and not wrong_sizes and self.d_ff % self.ffn.split:
             yield Problem("ffn.split", self.ffn.split, f"must divide d_ff, {self.d_ff}")
         if len(set(self.experts)) != len(self.experts):
@@ -125,7 +141,9 @@ class ModelConfig:
         return self
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Every field; `shared` where there is one, so that a model without it is written as before it was a field."""
+        found = asdict(self)
+        return found if self.shared is not None else {name: found[name] for name in found if name != "shared"}
 
     def identity(self) -> dict[str, Any]:
         """What a key is made of: `to_json` without what is at its default. `from_json` reads both."""
@@ -147,6 +165,8 @@ class ModelConfig:
         for part, kind in (("attention", AttentionExperts), ("ffn", FFNExperts)):
             if values.get(part):
                 values[part] = kind(**{name: _frozen(value) for name, value in values[part].items()})
+        if values.get("shared") is not None:
+            values["shared"] = SharedExperts(**values["shared"])
         return cls(**values).checked(where)
 
 

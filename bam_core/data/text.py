@@ -27,6 +27,11 @@ class Split:
     n_duplicates: int
 
 
+def content_digest(text: str) -> bytes:
+    """Equal for texts that differ in case and white space only, which are duplicates."""
+    return hashlib.sha256(" ".join(text.casefold().split()).encode()).digest()
+
+
 def size_bytes(documents: Iterable[Document]) -> int:
     """UTF-8 bytes of the texts."""
     return sum(len(document.text.encode()) for document in documents)
@@ -73,8 +78,7 @@ def _distinct(documents: Iterable[Document]) -> tuple[list[Document], int]:
     present.sort(key=lambda item: item[:2])
     distinct: dict[bytes, Document] = {}
     for _, _, document in present:
-        normalised = " ".join(document.text.casefold().split())
-        distinct.setdefault(hashlib.sha256(normalised.encode()).digest(), document)
+        distinct.setdefault(content_digest(document.text), document)
     return list(distinct.values()), len(present) - len(distinct)
 
 

@@ -96,6 +96,10 @@ class Tokenizer:
         """The text of these ids; special tokens have none. Bytes of a cut character read as U+FFFD."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
+        """`decode` of each, by as many threads as the machine has."""
+        return list(self._tokenizer.decode_batch([list(ids) for ids in batch], skip_special_tokens=True))
+
 
 def _invalid(where: str, expected: str) -> InvalidInput:
     return InvalidInput(where, [Problem("path", where, expected)])

@@ -1,4 +1,9 @@
 """What a model is worth: `perplexity` per domain on held-out text, `routing` of a mixture's experts per domain.
 
-`ensemble` scores the dense experts side by side, from what `perplexity` found for each.
+`documents` finds the documents of packed rows and chooses some, `strided` scores a model on them.
+
+Of a mixture's experts: `routing_sample` lists what routers did token by token, `routing_summary` what that says of them
+(`information` has the formulas), `knock_out` what a domain loses without one of them.
+
+`ensemble` scores the dense experts side by side, from what `strided` found for each.
 """

@@ -1,7 +1,9 @@
-"""Perplexity and bits per byte of held-out rows, and, in the same pass, how a mixture routed them.
+"""Perplexity and bits per byte, and both of packed rows, for a quick look at a model.
 
 Perplexity = exp(mean negative log likelihood per predicted token). Bits per byte = nll / ln 2 / UTF-8 bytes of the
-predicted tokens: comparable between tokenizers. Averages are means over domains, as in BAM, Table 1.
+predicted tokens: comparable between tokenizers. Averages are means over domains, as in BAM, Table 1; the token average
+counts every token of every domain once. What is reported is scored on whole documents (`strided`): a row cuts them, and
+has the end of another one before its first tokens.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from torch import Tensor
 from bam_core.evaluate.routing import RoutingSums
 from bam_core.nn.lm import LM
 
-VALUES_PER_CHUNK = 2**20
-"""Logits that are made wide at a time."""
+VALUES_PER_CHUNK, LEAST_CHUNK = 2**20, 128
+"""Logits that are made at a time: so many values, which a cache holds, but of no fewer tokens."""
 
 
 class Rows(Protocol):
@@ -64,31 +66,12 @@ def spread_indices(n_rows: int, n_wanted: int) -> NDArray[np.int64]:
     return (np.arange(n_wanted) * n_rows) // max(1, n_wanted)
 
 
-@dataclass(frozen=True)
-class Scored:
-    """One model on rows of one domain. nll_RT: of every predicted token, in nats and the precision of the pass."""
-
-    nll_RT: Tensor
-    n_bytes: int
-    routing: RoutingSums | None = None
-
-    @property
-    def total(self) -> DomainScore:
-        return DomainScore(float(self.nll_RT.double().mean()), self.nll_RT.numel(), self.n_bytes)
-
-
+@torch.no_grad()
 def score(model: LM, rows: Rows, max_tokens: int, batch_rows: int = 16) -> tuple[DomainScore, RoutingSums | None]:
     """Score `model` on up to `max_tokens` predicted tokens of `rows` (at least one row).
 
     Returns the routing statistics too where the model is a mixture.
     """
-    scored = score_tokens(model, rows, max_tokens, batch_rows)
-    return scored.total, scored.routing
-
-
-@torch.no_grad()
-def score_tokens(model: LM, rows: Rows, max_tokens: int, batch_rows: int = 16) -> Scored:
-    """As `score`, with the figure of every token: a float for each of `max_tokens`."""
     assert len(rows) > 0, "a validation set needs at least one row"
     model.eval()
     device = next(model.parameters()).device
@@ -99,24 +82,33 @@ def score_tokens(model: LM, rows: Rows, max_tokens: int, batch_rows: int = 16) -
     for start in range(0, len(chosen), batch_rows):
         tokens = torch.from_numpy(rows[chosen[start : start + batch_rows]]).to(device)
         output = model(tokens[:, :-1])
-        nll.append(token_nll(model.logits(output.hidden_BTD), tokens[:, 1:]).cpu())
+        mix_NE = output.mix_BTE.flatten(0, 1) if output.mix_BTE is not None else None
+        nll.append(token_nll(model, output.hidden_BTD.flatten(0, 1), tokens[:, 1:].flatten(), mix_NE).cpu())
         if sums is not None:
             sums.add(output.routing)
-    return Scored(torch.cat(nll), int(rows.n_bytes[chosen].sum()), sums)
+    nll_N = torch.cat(nll).double()
+    return DomainScore(float(nll_N.mean()), len(nll_N), int(rows.n_bytes[chosen].sum())), sums
 
 
-def token_nll(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """-ln p(target) of every token, in float32 or wider; probabilities are never all in memory."""
-    wide = torch.promote_types(logits_BTV.dtype, torch.float32)
-    chunk = max(1, VALUES_PER_CHUNK // logits_BTV.shape[-1])
-    logits_NV, targets_N = logits_BTV.flatten(0, -2), targets_BT.flatten()
-    nll_N = [
-        F.cross_entropy(logits_NV[i : i + chunk].to(wide), targets_N[i : i + chunk], reduction="none")
-        for i in range(0, len(targets_N), chunk)
-    ]
-    return torch.cat(nll_N).view_as(targets_BT)
+def token_nll(model: LM, hidden_ND: Tensor, targets_N: Tensor, mix_NE: Tensor | None = None) -> Tensor:
+    """-ln p(target) of every token, in float32 or wider; the logits of all tokens are never all in memory.
+
+    hidden_ND, mix_NE: `Output` of the model at these tokens.
+    """
+    wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+    chunk = max(LEAST_CHUNK, VALUES_PER_CHUNK // model.config.vocab_size)
+    nll = []
+    for part in (slice(i, i + chunk) for i in range(0, len(targets_N), chunk)):
+        logits_NV = model.logits(hidden_ND[part], mix_NE[part] if mix_NE is not None else None)
+        nll.append(F.cross_entropy(logits_NV.to(wide), targets_N[part], reduction="none"))
+    return torch.cat(nll)
 
 
 def average_perplexity(scores: Mapping[str, DomainScore]) -> float:
     """Mean of the domains' perplexities (BAM, Table 1's Average)."""
     return sum(score.perplexity for score in scores.values()) / len(scores)
+
+
+def token_average_nll(scores: Mapping[str, DomainScore]) -> float:
+    """Mean negative log likelihood over the tokens of all domains together, in nats."""
+    return sum(score.nll * score.tokens for score in scores.values()) / sum(score.tokens for score in scores.values())

@@ -13,7 +13,7 @@ from typing import Any
 from bam_core.graph.key import key12
 from bam_core.graph.lineage import origin_of
 from bam_core.graph.record import Record
-from bam_core.graph.stage import Stage
+from bam_core.graph.stage import Stage, kind_of
 
 KIND = "adopted"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
@@ -36,7 +36,7 @@ def adopted_config(name: str, foreign: Record) -> dict[str, Any]:
 
 
 def is_adopted(stage: str) -> bool:
-    return stage.partition(".")[0] == KIND
+    return kind_of(stage) == KIND
 
 
 def origin_words(record: Record) -> str | None:

@@ -17,6 +17,7 @@ from bam_core.errors import BamError, UsageError, nearest
 from bam_core.graph.adopted import origin_words
 from bam_core.graph.key import key12
 from bam_core.graph.record import InputRef, Record
+from bam_core.graph.stage import kind_of
 from bam_core.seeds import child_seed
 
 NodeId = tuple[str, str]
@@ -91,7 +92,7 @@ class _Walk:
         if record is None:
             return Origin(ref.stage, ref.key, tensor, _number(index), "", read, missing=True)
         now = _digests(files).get(tensor)
-        kind = ref.stage.partition(".")[0]
+        kind = kind_of(ref.stage)
         makers = {
             "mix": self._mixed,
             "edit": self._edited,

@@ -15,6 +15,7 @@ from typing import Any
 from bam_core.graph.key import Change, payload_changes
 from bam_core.graph.lineage import ORIGIN, SOURCE, Graph, Node, NodeId, hosts_of
 from bam_core.graph.record import Record
+from bam_core.graph.stage import StageName
 
 BYTES, NAME, UNKNOWN = "bytes", "name", "unknown"
 """Kinds of causes that no payload has: other bytes under an equal key; another stage name; no record to ask."""
@@ -217,7 +218,7 @@ class _Comparison:
 def _is_name(change: Change, pair: Pair) -> bool:
     """A stage's name, or the part of it that its configuration repeats: a reason only where there is no other."""
     (left, _), (right, _) = pair
-    own_parts = left.partition(".")[2], right.partition(".")[2]
+    own_parts = StageName.parse(left).name or "", StageName.parse(right).name or ""
     return change.path == ("stage",) or (left != right and (change.old, change.new) == own_parts)
 
 

@@ -22,13 +22,14 @@ from bam_core.graph.key import key12
 from bam_core.graph.lineage import SOURCE, Graph, Node
 from bam_core.graph.lineage_layout import BOX_H, BOX_W, Arrow, Layout, Point, layout
 from bam_core.graph.lineage_text import to_text
+from bam_core.graph.stage import kind_of
 from bam_core.graph.words import clip, count, duration, printable, short
 
 KINDS = {
-    "text": ("texts and data", (SOURCE, "tokenizer", "data")),
+    "text": ("texts and data", (SOURCE, "discover", "tokenizer", "data")),
     "dense": ("dense models", ("seed", "expert", "dense", "adopt", "adopted")),
     "mixture": ("mixtures", ("mix", "edit", "train")),
-    "figures": ("searches, evaluations, reports", ("tune", "evaluate", "report")),
+    "figures": ("searches, evaluations, reports", ("tune", "overlap", "evaluate", "routing", "report")),
     "other": ("others", ()),
 }
 """Colour -> (its name in the legend, first parts of the stages' names)."""
@@ -154,7 +155,7 @@ def _box(node: Node, place: Point, is_root: bool) -> str:
 
 def _kind(node: Node) -> str:
     """One of ours, whatever the stage is called."""
-    names = (node.stage.partition(".")[0], node.function)
+    names = (kind_of(node.stage), node.function)
     return next((kind for kind, (_, stages) in KINDS.items() if any(name in stages for name in names)), "other")
 
 

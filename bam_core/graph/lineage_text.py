@@ -12,6 +12,7 @@ from itertools import pairwise
 
 from bam_core.graph.key import key12
 from bam_core.graph.lineage import Edge, Graph, Node, NodeId
+from bam_core.graph.stage import StageName
 from bam_core.graph.words import clip, count, duration, listed, printable, short, when, width
 
 NARROWEST = 40
@@ -100,7 +101,8 @@ def _children(
     """Rows of what is met here first or replaced since; then one for all that is drawn above."""
     rows, above, met = [], [], set[NodeId]()
     for end, edge in branches.get(node, ()):
-        is_plain = edge.role in (edge.parent[0], edge.parent[0].partition(".")[0])
+        parent = StageName.parse(edge.parent[0])
+        is_plain = edge.role in (str(parent), parent.plain, parent.kind)
         role = "" if is_plain else f"{printable(edge.role)}: "
         is_above = end in shown or end in met
         if is_above and not edge.replaced:

@@ -14,6 +14,7 @@ A stage that would run is `blocked` (input) when an input can neither be reused 
 selected never runs: it is reused if it is done and otherwise `blocked` (not selected); it is listed only if a
 selected stage that would run needs it. What runs makes all that is selected downstream run: no early cut-off in a plan.
 A run without `--force` then takes what its plan makes run for an input's sake, if that comes out as it was read.
+A stage that runs waits for its checks too, as far as they are selected and run.
 """
 
 from __future__ import annotations
@@ -126,9 +127,14 @@ class _Planner:
         return list(dict.fromkeys(p for role, p in stage.inputs.items() if (stage.name, role) not in self.given))
 
     def _decision(self, stage: Stage, action: Action, cause: str, reason: str) -> Decision:
-        after = (name for name in self.made_inputs(stage) if self.decided[name].action != "reuse")
+        after = [name for name in self.made_inputs(stage) if self.decided[name].action != "reuse"]
+        if action == "run":
+            after += [name for name in stage.checks if self._is_made_now(name) and name not in after]
         idle = action in ("reuse", "blocked")
         return Decision(stage.name, self.keys[stage.name], action, reason, cause, () if idle else tuple(after))
+
+    def _is_made_now(self, name: str) -> bool:
+        return name in self.selected and self.decided[name].action in ("run", "wait")
 
     def _bounded(self, stage: Stage, why: tuple[str, str] | None) -> Decision:
         """A stage outside the selection: reused as it is, or missing."""

@@ -1,8 +1,8 @@
 """The model: a dense decoder, and the same decoder with attention and FFN experts.
 
 Reading order: `layers` (norm, rotary, SwiGLU, vocabulary), `attention`, `routing` (a router is a pure
-function), `moa` (mixture of attention), `moe` (FFN experts), `block`, `lm`; then `losses`, `generate` and
-`costs`.
+function), `moa` (mixture of attention), `moe` (FFN experts), `shared` (what experts share), `block`, `lm`; then
+`losses`, `generate` and `costs`.
 
 The suffix of a tensor's name is its logical shape:
 

@@ -49,7 +49,10 @@ class LayerCache:
 
 
 class Cache:
-    """One `LayerCache` per layer. pad_B: how many positions each row starts with that stand for nothing."""
+    """One `LayerCache` per layer. pad_B: how many positions each row starts with that stand for nothing.
+
+    text_BD: for a shared router, the sum of the embeddings of a row's tokens so far; None for a model without one.
+    """
 
     def __init__(
         self,
@@ -66,6 +69,10 @@ class Cache:
         self.pad_B = pad_B.to(device) if pad_B is not None else None
         shapes = [cached_shapes(config, layer) for layer in range(config.n_layers)]
         self.layers = [LayerCache(room(keys), room(values), self.pad_B) for keys, values in shapes]
+        self.text_BD: Tensor | None = None
+        if config.shared is not None:
+            wide = torch.promote_types(dtype, torch.float32)
+            self.text_BD = torch.zeros((batch, config.d_model), dtype=wide, device=device)
 
     @property
     def length(self) -> int:

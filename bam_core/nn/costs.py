@@ -41,11 +41,16 @@ def params_by_component(config: ModelConfig) -> dict[str, dict[str, int]]:
         total[component] += each * copies
         active[component] += each * (copies if used is None else used)
 
-    vocab = config.vocab_size * D
-    add("embedding", vocab, 1)
+    vocab, n_models = config.vocab_size * D, len(config.experts)
+    norm_scales = n_models if config.is_routed("norms") else 1
+    embeddings = n_models if config.is_routed("embed") else 1
+    heads, heads_used = _heads(config)
+    add("embedding", vocab, embeddings)
+    if config.shared is not None:
+        add("shared_router", D, n_models)
     for layer in range(config.n_layers):
         n = _copies(config, layer)
-        add("norms", D, 1 if config.residual == "parallel" else 2)
+        add("norms", D, norm_scales * _norms_of_layer(config))
         add("queries", HC * D, n.queries, n.queries_used)
         add("keys", GC * D, n.keys)
         add("values", GC * D, n.values)
@@ -59,8 +64,9 @@ def params_by_component(config: ModelConfig) -> dict[str, dict[str, int]]:
         add("shared_expert", 3 * D * config.d_ff, n.shared_experts)
         add("ffn_router", D, n.ffn_routed)
         add("ffn_router", n.ffn_routed, n.ffn_biases)
-    add("norms", D, 1)
-    add("head", vocab, 0 if config.tie_embeddings else 1)
+    add("norms", D, norm_scales)
+    if config.has_head:
+        add("head", vocab, heads, heads_used)
     return {name: {"total": count, "active": active[name]} for name, count in total.items() if count}
 
 
@@ -75,15 +81,16 @@ def flops_by_operation(
     """Operation -> FLOPs of one forward pass, per token that attends to `context` positions; 2 per multiply-add.
 
     Not counted: norms, softmax, activations, rotary embedding, gates, the embedding's lookup. All attention experts
-    are counted under a top-k gate too: that gate masks, it skips no work.
+    are counted under a top-k gate too: that gate masks, it skips no work. With what experts share routed: the products
+    of a position's mix with embeddings (`shared_embedding`) and with norm scales (`shared_norms`).
     paper: by the convention of the paper's Tables 7 and 10 (Kaplan's): without the product of attention
     probabilities and values (`weighted_values`), and without the output embedding (`head`).
-    layer: of that layer alone, without the head; None for the whole model.
+    layer: of that layer alone, without what comes before the first and after the last; None for the whole model.
     """
     layers = range(config.n_layers) if layer is None else (layer,)
     flops = _layers_flops(config, layers, context)
     if layer is None:
-        flops["head"] = 2 * config.vocab_size * config.d_model
+        flops.update(_outside_flops(config))
     left_out = {"weighted_values", "head"} if paper else set()
     return {name: count for name, count in flops.items() if count and name not in left_out}
 
@@ -104,7 +111,8 @@ def training_flops(config: ModelConfig, tokens: int, seq_len: int) -> int:
 def cache_bytes_per_token(config: ModelConfig, bytes_per_value: int = 2) -> int:
     """Bytes of keys and values kept for each position while decoding; E sets of them under Expert-KV.
 
-    Shared keys and values: one set. `value_only`: one set of keys, E of values.
+    Shared keys and values: one set. `value_only`: one set of keys, E of values. What a shared router keeps, one
+    vector in float32 for a whole row, is not counted.
     """
     copies = [_copies(config, layer) for layer in range(config.n_layers)]
     return sum(n.keys + n.values for n in copies) * config.n_kv_heads * config.head_dim * bytes_per_value
@@ -173,11 +181,37 @@ def _copies(config: ModelConfig, layer: int) -> _Copies:
     )
 
 
+def _norms_of_layer(config: ModelConfig) -> int:
+    return 1 if config.residual == "parallel" else 2
+
+
+def _heads(config: ModelConfig) -> tuple[int, int]:
+    """Output heads that there are, and those that a token is compared with."""
+    n_heads = len(config.experts) if config.is_routed("head") else 1
+    return n_heads, 1 if config.shared is not None and config.shared.head == "top1" else n_heads
+
+
+def _mix_flops(config: ModelConfig) -> int:
+    """Of one vector of width D, mixed of those of all dense models."""
+    return 2 * len(config.experts) * config.d_model
+
+
+def _outside_flops(config: ModelConfig) -> Counter[str]:
+    """Before the first layer and after the last."""
+    flops = Counter[str](head=2 * config.vocab_size * config.d_model * _heads(config)[1])
+    if config.shared is not None:
+        flops["shared_router"] = _mix_flops(config)
+        flops["shared_embedding"] = _mix_flops(config) * config.is_routed("embed")
+        flops["shared_norms"] = _mix_flops(config) * config.is_routed("norms")
+    return flops
+
+
 def _layers_flops(config: ModelConfig, layers: range | tuple[int, ...], context: int) -> Counter[str]:
     D, HC, GC = _widths(config)
     flops = Counter[str]()
     for layer in layers:
         n = _copies(config, layer)
+        flops["shared_norms"] += _mix_flops(config) * _norms_of_layer(config) * config.is_routed("norms")
         flops["attention_router"] += 2 * D * n.attention_routed
         flops["queries"] += 2 * HC * D * n.queries
         flops["keys"] += 2 * GC * D * n.keys

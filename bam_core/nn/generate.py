@@ -105,7 +105,9 @@ def _continue_rows(
     was_training = model.training
     model.eval()
     for _ in range(max_new_tokens):
-        logits_BV = model.logits(model(step_BT.to(weight.device), cache).hidden_BTD[:, -1])
+        output = model(step_BT.to(weight.device), cache)
+        mix_BE = output.mix_BTE[:, -1] if output.mix_BTE is not None else None
+        logits_BV = model.logits(output.hidden_BTD[:, -1], mix_BE)
         picked = {row: pick(logits_BV[row], row) for row in going}
         going = [row for row in going if picked[row] != eos_id]
         for row in going:

@@ -25,20 +25,31 @@ class Norm(nn.Module):
     """RMS or mean-centred layer norm with a scale and no bias, computed in float32 or wider.
 
     rms: w * x / sqrt(mean(x^2) + eps);  layer: the same after subtracting the mean.
+    n_models: that many scales, w_ED, of which each position has its own mix; 0 for one scale.
     """
 
-    def __init__(self, d: int, eps: float, kind: NormKind) -> None:
+    def __init__(self, d: int, eps: float, kind: NormKind, n_models: int = 0) -> None:
         super().__init__()
-        self.weight = empty(d)
+        self.weight = empty(n_models, d) if n_models else empty(d)
         self.eps = eps
         self.kind = kind
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, mix_BTE: Tensor | None = None) -> Tensor:
+        """mix_BTE: the part of each scale, where there are several."""
+        if self.weight.ndim == 2:
+            assert mix_BTE is not None, f"{len(self.weight)} scales and nothing to mix them by"
+            return self._mixed(x_BTD, mix_BTE)
         shape = self.weight.shape
         if self.kind == "layer":  # the fused kernel accumulates bf16 in float32 itself
             return F.layer_norm(x_BTD, shape, self.weight, None, self.eps)
         wide = torch.promote_types(x_BTD.dtype, torch.float32)
         return F.rms_norm(x_BTD.to(wide), shape, self.weight.to(wide), self.eps).to(x_BTD.dtype)
+
+    def _mixed(self, x_BTD: Tensor, mix_BTE: Tensor) -> Tensor:
+        wide, shape = torch.promote_types(x_BTD.dtype, torch.float32), x_BTD.shape[-1:]
+        x = x_BTD.to(wide)
+        normed = F.layer_norm(x, shape, eps=self.eps) if self.kind == "layer" else F.rms_norm(x, shape, eps=self.eps)
+        return (normed * (mix_BTE.to(wide) @ self.weight.to(wide))).to(x_BTD.dtype)
 
 
 def norm_channels(x_BTHC: Tensor, scale_HC: Tensor, eps: float, kind: NormKind) -> Tensor:
@@ -101,14 +112,14 @@ class SwiGLU(nn.Module):
 
 
 class Vocabulary(nn.Module):
-    """A matrix with one row per token: looked up at the input, compared with at the output."""
+    """A matrix with one row per token: looked up at the input, compared with at the output.
 
-    def __init__(self, vocab_size: int, d_model: int) -> None:
+    n_models: that many of them, w_EVD, which `nn.shared` looks up and compares with; 0 for one.
+    """
+
+    def __init__(self, vocab_size: int, d_model: int, n_models: int = 0) -> None:
         super().__init__()
-        self.weight = empty(vocab_size, d_model)
+        self.weight = empty(n_models, vocab_size, d_model) if n_models else empty(vocab_size, d_model)
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         return F.embedding(tokens_BT, self.weight)
-
-    def logits(self, hidden_BTD: Tensor) -> Tensor:
-        return F.linear(hidden_BTD, self.weight)

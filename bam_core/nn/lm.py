@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from bam_core.config import ModelConfig
 from bam_core.nn.attention import Cache
-from bam_core.nn.block import Block, LayerRouting
-from bam_core.nn.layers import Norm, Vocabulary, rotary_tables
+from bam_core.nn.block import Block, LayerRouting, residual_norm
+from bam_core.nn.layers import Vocabulary, rotary_tables
 from bam_core.nn.routing import Noise
+from bam_core.nn.shared import SharedRouter, embed_each, head_logits, mix_embeddings, text_so_far
 from bam_core.seeds import child_seed
 
 __all__ = ["LM", "LayerRouting", "Output", "child_seed", "init_tensor", "init_weights"]
@@ -27,10 +28,14 @@ FLOAT32 = ("router", "router_bias", "balance_bias")
 
 @dataclass(frozen=True)
 class Output:
-    """hidden_BTD: after the final norm. routing: one entry per layer, empty for a dense model."""
+    """hidden_BTD: after the final norm. routing: one entry per layer, empty for a dense model.
+
+    mix_BTE: the part of each dense model in what they share, which `LM.logits` needs; None where that is merged.
+    """
 
     hidden_BTD: Tensor
     routing: tuple[LayerRouting, ...]
+    mix_BTE: Tensor | None = None
 
 
 class LM(nn.Module):
@@ -42,10 +47,12 @@ class LM(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config.checked()
-        self.embed = Vocabulary(config.vocab_size, config.d_model)
+        copies = {part: len(config.experts) if config.is_routed(part) else 0 for part in ("embed", "head")}
+        self.embed = Vocabulary(config.vocab_size, config.d_model, copies["embed"])
+        self.shared = SharedRouter(config) if config.shared is not None else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-        self.norm = Norm(config.d_model, config.norm_eps, config.norm)
-        self.head = None if config.tie_embeddings else Vocabulary(config.vocab_size, config.d_model)
+        self.norm = residual_norm(config)
+        self.head = Vocabulary(config.vocab_size, config.d_model, copies["head"]) if config.has_head else None
 
     def forward(self, tokens_BT: Tensor, cache: Cache | None = None, noise: Noise | None = None) -> Output:
         """Hidden states of `tokens_BT`, which follow the positions in `cache`; the cache grows by them.
@@ -55,19 +62,30 @@ class LM(nn.Module):
         config, n_time = self.config, tokens_BT.shape[1]
         end = n_time + (cache.length if cache is not None else 0)
         assert end <= config.max_seq_len, f"{end} positions; max_seq_len is {config.max_seq_len}"
-        x_BTD = self.embed.embed(tokens_BT)
+        x_BTD, mix_BTE = self._embed(tokens_BT, cache)
         cos, sin = rotary_tables(config.max_seq_len, config.rotary_dim, config.rope_theta, x_BTD.dtype, x_BTD.device)
         positions = cache.positions(n_time) if cache is not None else slice(n_time)
         rotary = (cos[positions], sin[positions])
         routing = []
         for i, block in enumerate(self.blocks):
-            x_BTD, layer_routing = block(x_BTD, rotary, cache.layers[i] if cache is not None else None, noise)
+            x_BTD, layer_routing = block(x_BTD, rotary, cache.layers[i] if cache is not None else None, noise, mix_BTE)
             routing.append(layer_routing)
-        return Output(self.norm(x_BTD), tuple(routing) if config.is_mixture else ())
+        return Output(self.norm(x_BTD, mix_BTE), tuple(routing) if config.is_mixture else (), mix_BTE)
 
-    def logits(self, hidden_BTD: Tensor) -> Tensor:
-        """logits_BTV under the output embedding, which is the input embedding when tied."""
-        return (self.head or self.embed).logits(hidden_BTD)
+    def _embed(self, tokens_BT: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor | None]:
+        """The residual stream's start, and the mix of what is shared."""
+        if self.shared is None:
+            return self.embed.embed(tokens_BT), None
+        e_BTED = embed_each(tokens_BT, self.embed.weight)
+        mix_BTE = self.shared(text_so_far(e_BTED, cache))
+        return mix_embeddings(e_BTED, mix_BTE), mix_BTE
+
+    def logits(self, hidden_BTD: Tensor, mix_BTE: Tensor | None = None) -> Tensor:
+        """logits_BTV under the output embedding, which is the input embedding when tied.
+
+        mix_BTE: `Output.mix_BTE` of the same positions, for a model with a head of every dense model.
+        """
+        return head_logits(self.config, hidden_BTD, mix_BTE, (self.head or self.embed).weight)
 
     def cast(self, dtype: torch.dtype) -> LM:
         """Put every parameter in `dtype`, in place; those in FLOAT32 never narrower than that."""

@@ -11,7 +11,8 @@ What each expert has of its own decides how heads are laid out for that one call
     shared      queries: E times the queries for each key/value head, as in grouped-query attention
     value_only  values: the values of all experts side by side, E times as wide; probabilities once
 
-A top-k gate masks here: the heads of all experts are computed for every token.
+A top-k gate masks here: the heads of all experts are computed for every token. So it costs nothing to start soft:
+`softness` s, which a training may take from 1 to 0, makes the gates (1 - s) top-k + s soft.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class MixtureOfAttention(nn.Module):
         self.q_norm = empty(*E_q, rows) if config.qk_norm else None
         self.k_norm = empty(*E_k, kv_rows) if config.qk_norm else None
         self.router = empty(*E, d)
+        self.softness = 0.0
         self.router_bias = None
         if experts.router_bias:
             self.router_bias = nn.Parameter(torch.empty(E), requires_grad=False)
@@ -58,6 +60,8 @@ class MixtureOfAttention(nn.Module):
         v_BTGC = project(x_BTD, self.w_v, self.config.head_dim)
         o_BTEX = ATTEND[self.experts.kv](q_BTHC, k_BTGC, v_BTGC, cache, self.experts.n_experts)
         gate_BTE = straight_through(routing) if self.experts.dense_router_gradient else dense_gate(routing)
+        if self.softness and self.experts.top_k < self.experts.n_experts:
+            gate_BTE = gate_BTE.lerp(routing.probs_NE, self.softness)
         gated_BTEX = o_BTEX * gate_BTE.to(o_BTEX.dtype).unsqueeze(-1)
         return gated_BTEX.flatten(-2) @ self.w_o.flatten(0, 1), routing
 

@@ -23,9 +23,10 @@ from bam_core.nn.routing import Noise, Routing, expert_counts, route, router_log
 
 def grouped_linear(x_ND: Tensor, w_ERD: Tensor, counts_E: Tensor) -> Tensor:
     """y_NR: the first counts_E[0] rows times w_ERD[0].T, the next counts_E[1] times w_ERD[1].T, and so on."""
-    if x_ND.device.type == "cuda" and x_ND.dtype == torch.bfloat16:
+    aligned = w_ERD.shape[1] % 8 == 0 and w_ERD.shape[2] % 8 == 0  # the kernel reads 16 bytes at once
+    if x_ND.device.type == "cuda" and x_ND.dtype == torch.bfloat16 and aligned:
         return grouped_kernel(x_ND, w_ERD, counts_E)
-    # One product per expert: on a CPU faster than the kernel, and there for every dtype.
+    # One product per expert: on a CPU faster than the kernel, and there for every dtype and shape.
     groups = torch.split(x_ND, counts_E.tolist())
     return torch.cat([F.linear(x, w) for x, w in zip(groups, w_ERD.unbind(), strict=True)])
 

@@ -9,6 +9,8 @@ space. So stacking experts is concatenating rows, and the folded view [E * rows,
 
 from __future__ import annotations
 
+from typing import Literal
+
 from bam_core.config import ModelConfig
 
 Shape = tuple[int, ...]
@@ -16,20 +18,28 @@ Shape = tuple[int, ...]
 
 def tensor_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Map each tensor's name to its shape, in reading order: embedding, blocks, final norm, head."""
-    V, D = config.vocab_size, config.d_model
-    shapes: dict[str, Shape] = {"embed.weight": (V, D)}
+    V, D, E = config.vocab_size, config.d_model, len(config.experts)
+    shapes: dict[str, Shape] = {"embed.weight": (*_stacked(config, "embed"), V, D)}
+    if config.shared is not None:
+        shapes["shared.router"] = (E, D)
     for layer in range(config.n_layers):
         shapes |= block_shapes(config, layer)
-    shapes["norm.weight"] = (D,)
-    if not config.tie_embeddings:
-        shapes["head.weight"] = (V, D)
+    shapes["norm.weight"] = (*_stacked(config, "norms"), D)
+    if config.has_head:
+        shapes["head.weight"] = (*_stacked(config, "head"), V, D)
     return shapes
+
+
+def _stacked(config: ModelConfig, part: Literal["embed", "norms", "head"]) -> Shape:
+    """The leading E of a part that every dense model has of its own."""
+    return (len(config.experts),) if config.is_routed(part) else ()
 
 
 def block_shapes(config: ModelConfig, layer: int) -> dict[str, Shape]:
     """The tensors of one layer, under their full names."""
     norms = ("norm",) if config.residual == "parallel" else ("attn_norm", "ffn_norm")
-    shapes: dict[str, Shape] = {f"{norm}.weight": (config.d_model,) for norm in norms}
+    scale = (*_stacked(config, "norms"), config.d_model)
+    shapes: dict[str, Shape] = {f"{norm}.weight": scale for norm in norms}
     shapes |= {f"attn.{name}": shape for name, shape in _attention_shapes(config, layer).items()}
     shapes |= {f"ffn.{name}": shape for name, shape in _ffn_shapes(config, layer).items()}
     return {f"blocks.{layer}.{name}": shape for name, shape in shapes.items()}

@@ -15,14 +15,17 @@ import torch
 from numpy.typing import NDArray
 
 from bam_core.config import TrainConfig
+from bam_core.data.schedule import CountedMixture
 from bam_core.errors import TrainingDiverged
 from bam_core.nn.lm import LM
 from bam_core.protocols import TrainWorker
+from bam_core.train.collapse import watch_batch
+from bam_core.train.judge import Judge
 from bam_core.train.layers import compile_layers, recompute_activations
 from bam_core.train.meter import Meter
 from bam_core.train.optim import Optimizer, learning_rate, master_dtype
 from bam_core.train.parallel import micro_batches_of_rank, rows_of_rank, sum_over_ranks
-from bam_core.train.routers import fade_router_biases, move_balance, noise_of_step
+from bam_core.train.routers import fade_router_biases, harden_attention, move_balance, noise_of_step
 from bam_core.train.saving import Checkpoints
 from bam_core.train.sharded import Weights, shard
 from bam_core.train.state import Progress, load_state
@@ -69,12 +72,13 @@ def train(
     worker: TrainWorker,
     pace: Pace,
     weights: Weights | None = None,
+    judge: Judge | None = None,
 ) -> tuple[Optimizer, Progress]:
     """Train `model` in place and return its master weights (in the optimizer) and the history.
 
-    weights: of a model on the meta device that is to be sharded.
+    weights: of a model on the meta device that is to be sharded. judge: extends `batches`, of shares that adapt.
     Resumes from the worker's newest checkpoint. Raises TrainingDiverged, with the step, on a loss that is not finite or
-    spikes; the last good checkpoint stays.
+    spikes, and where the config says so on routers that collapse; the last good checkpoint stays.
     """
     torch.set_num_threads(worker.threads)
     optimizer = _place(model, config, worker, pace, weights)
@@ -87,6 +91,10 @@ def train(
 
     while progress.step < config.n_steps:
         step = progress.step
+        harden_attention(model, config, step)
+        if judge is not None:
+            with checkpoints.finished_if_diverged():
+                judge.before(step, model, progress)
         rows = rows_of_rank(batches.batch(step, config.rows_per_batch), worker.rank, worker.world_size)
         noise = noise_of_step(model.config, config, step, worker.rank, worker.world_size)
         sums = accumulate_gradient(
@@ -101,18 +109,16 @@ def train(
         )
         sum_over_ranks([*optimizer.gradients(), *sums.tensors()], worker.world_size)
         losses = sums.figures()
-        try:
+        with checkpoints.finished_if_diverged():
             _require_sane(losses["loss"], step, progress)
-        except TrainingDiverged:
-            checkpoints.finish()
-            raise
+            progress.collapse = watch_batch(progress.collapse, sums, model.config, step + 1, config)
         lr = learning_rate(step, config)
-        grad_norm = optimizer.step(lr)
+        grad_norm = optimizer.step(lr, step)
         move_balance(model, sums.assigned_LE, config.balance_rate)
         progress.step += 1
         fade_router_biases(model, optimizer.start_biases, config, progress.step)
         progress.expert_frac = sums.expert_frac()
-        figures = losses | {"grad_norm": grad_norm}
+        figures = losses | {"grad_norm": grad_norm} | _shares(batches, step)
         _remember(progress, config, figures, lr)
         meter.publish(progress.step, figures | {"lr": lr})
         is_judged = progress.step in pace.judged_at
@@ -149,6 +155,13 @@ def _require_sane(loss: float, step: int, progress: Progress) -> None:
     if mean is not None and loss > SPIKE_FACTOR * mean + 1:
         raise TrainingDiverged(f"step {step}: loss {loss:.3f} spiked from about {mean:.3f}; lower the learning rate")
     progress.smooth_loss = loss if mean is None else 0.95 * mean + 0.05 * loss
+
+
+def _shares(batches: Batches, step: int) -> dict[str, float]:
+    """Of each domain, where they change; those that stay are in the phase."""
+    if not isinstance(batches, CountedMixture):
+        return {}
+    return {f"data/{domain}": share for domain, share in batches.shares(step).items()}
 
 
 def _remember(progress: Progress, config: TrainConfig, figures: Mapping[str, float], lr: float) -> None:

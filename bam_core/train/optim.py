@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from bam_core.config import TrainConfig
+from bam_core.train.parts import lr_factor, part_of
 from bam_core.train.pieces import Piece, piece_of, whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -141,8 +142,8 @@ class Optimizer:
             if param.requires_grad:
                 (sharded if isinstance(param, DTensor) else held).append((name, param))
         self.config = config
-        self.flat = [FlatGroup(named, master_dtype(config)) for named in _by_decay(held)]
-        self.sharded = [ShardGroup(named) for named in _by_decay(sharded)]
+        self.flat = [FlatGroup(named, master_dtype(config)) for named in _groups(held, config)]
+        self.sharded = [ShardGroup(named) for named in _groups(sharded, config)]
         self.groups: list[FlatGroup | ShardGroup] = [*self.flat, *self.sharded]
         self.untrained = {name: param for name, param in model.named_parameters() if not param.requires_grad}
         self.start_biases = {
@@ -153,6 +154,7 @@ class Optimizer:
                 {
                     "params": group.trained,
                     "weight_decay": config.weight_decay if decays(group.names[0], group.params[0]) else 0.0,
+                    "part": part_of(group.names[0], group.params[0]),
                 }
                 for group in self.groups
             ],
@@ -174,13 +176,16 @@ class Optimizer:
             group.accumulate()
 
     @torch.no_grad()
-    def step(self, lr: float) -> float:
-        """Clip, update the masters, refresh the model, clear the gradients. Returns the norm before clipping."""
+    def step(self, lr: float, number: int = 0) -> float:
+        """Clip, update the masters, refresh the model, clear the gradients. Returns the norm before clipping.
+
+        number: of the step, from 0, which says what each part of a mixture makes of the rate.
+        """
         gradients = [grad for group in self.groups for grad in group.take_gradients()]
         norm = self._norm()
         torch._foreach_mul_(gradients, (self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0))
         for options in self._adamw.param_groups:
-            options["lr"] = lr
+            options["lr"] = lr * lr_factor(options["part"], number, self.config)
         self._adamw.step()
         for group in self.groups:
             group.refresh()
@@ -235,8 +240,10 @@ def master_dtype(config: TrainConfig) -> torch.dtype:
     return torch.float64 if config.dtype == "fp64" else torch.float32
 
 
-def _by_decay(named: list[tuple[str, nn.Parameter]]) -> list[list[tuple[str, nn.Parameter]]]:
-    """Those that decay, then those that do not."""
-    decayed = [(name, param) for name, param in named if decays(name, param)]
-    plain = [(name, param) for name, param in named if not decays(name, param)]
-    return [group for group in (decayed, plain) if group]
+def _groups(named: list[tuple[str, nn.Parameter]], config: TrainConfig) -> list[list[tuple[str, nn.Parameter]]]:
+    """Those that decay, then those that do not; each by part of the mixture, where the parts' rates differ."""
+    groups: dict[tuple[bool, str], list[tuple[str, nn.Parameter]]] = {}
+    for name, param in named:
+        part = part_of(name, param) if config.has_rates_by_part else ""
+        groups.setdefault((not decays(name, param), part), []).append((name, param))
+    return [groups[place] for place in sorted(groups)]

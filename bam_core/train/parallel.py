@@ -27,6 +27,12 @@ def micro_batches_of_rank(rows_per_batch: int, micro_batch_rows: int, world_size
     return ceil(ceil(rows_per_batch / world_size) / micro_batch_rows)
 
 
+def same_on_all_ranks(tensor: Tensor, world_size: int) -> None:
+    """Give all ranks the bits of rank 0, in place."""
+    if world_size > 1:
+        dist.broadcast(tensor, 0)
+
+
 def sum_over_ranks(tensors: Sequence[Tensor], world_size: int) -> None:
     """Sum each tensor over all ranks, in place. Does nothing for a single rank."""
     if world_size == 1:

@@ -1,4 +1,5 @@
-"""What training does to routing beside the gradient: noise for sampling, a balancing bias, the end of a router bias.
+"""What training does to routing beside the gradient: noise for sampling, a balancing bias, the end of a router bias,
+attention that starts soft.
 
 Each is a pure function of the step and of what the checkpoint holds, so a resumed run ends bit-identical, and of the
 global batch, so ranks and micro-batches change nothing.
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from bam_core.config import ModelConfig, TrainConfig
 from bam_core.nn.lm import LM
+from bam_core.nn.moa import MixtureOfAttention
 from bam_core.nn.moe import MixtureOfExperts
 from bam_core.nn.routing import Noise
 from bam_core.seeds import child_seed
@@ -56,3 +58,11 @@ def fade_router_biases(model: LM, starts: Mapping[str, Tensor], config: TrainCon
     left = max(0.0, 1 - step / n_fading) if n_fading else 0.0
     for name, start_E in starts.items():
         model.get_parameter(name).copy_(start_E * left)
+
+
+def harden_attention(model: LM, config: TrainConfig, step: int) -> None:
+    """Set how soft top-k attention is in step `step` (from 0): all at first, then less on a straight line, then not."""
+    n_soft = config.attention_soft_frac * config.n_steps
+    for block in model.blocks:
+        if isinstance(block.attn, MixtureOfAttention):
+            block.attn.softness = max(0.0, 1 - step / n_soft) if n_soft else 0.0

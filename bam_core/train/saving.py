@@ -12,13 +12,14 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bam_core.errors import BamError, StoreError
+from bam_core.errors import BamError, StoreError, TrainingDiverged
 from bam_core.protocols import TrainWorker
 from bam_core.train.optim import Optimizer
 from bam_core.train.parallel import sum_over_ranks
@@ -45,6 +46,15 @@ class Checkpoints:
         """After each step: publish what is being written, if every rank is through."""
         if self._writing is not None and self._count(not self._writing.is_alive()) == self._worker.world_size:
             self._publish(self._writing)
+
+    @contextmanager
+    def finished_if_diverged(self) -> Iterator[None]:
+        """Where what is inside finds that the run diverged, the last good checkpoint is published first."""
+        try:
+            yield
+        except TrainingDiverged:
+            self.finish()
+            raise
 
     def finish(self) -> None:
         """Wait for what is being written, and publish it."""

@@ -9,6 +9,7 @@ process, the outcome depends on nothing else; side by side, it also depends on w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from math import exp, isfinite, log
 from random import Random
@@ -25,6 +26,8 @@ SIGNIFICANT_DIGITS = 4
 """Of a sampled number: what a person can copy, far above the last digits, in which exp and log differ by machine."""
 WHOLE = frozenset({"batch_tokens"})
 """Fields of a phase that are counts."""
+SHARES = frozenset({"shares", "anneal.end"})
+"""Fields of a phase that are shares of domains, which sum to 1."""
 
 
 @dataclass(frozen=True)
@@ -70,22 +73,27 @@ def sample(spaces: Mapping[str, Space], seed: int, index: int) -> dict[str, floa
 
 
 def with_values(phase: Mapping[str, Any], values: Mapping[str, float]) -> dict[str, Any]:
-    """The JSON of a `TrainConfig` with values of its fields; `shares.<domain>` is one too.
+    """The JSON of a `TrainConfig` with values of its fields; `shares.<domain>` and `adaptive.rate` are some too.
 
-    Shares are weights: each is added to what the domain has, and all are then divided by their sum.
+    Shares are weights: each is added to what the domain has, and all of a group are then divided by their sum.
     """
-    made, shares = dict(phase), dict(phase["shares"])
+    made = deepcopy(dict(phase))
+    groups: dict[str, dict[str, Any]] = {"": made, "shares": made["shares"]}
+    groups |= {name: made[name] for name in ("anneal", "adaptive") if name in made}
+    groups |= {"anneal.end": made["anneal"]["end"]} if "anneal" in made else {}
     for name, value in values.items():
-        group, _, domain = name.partition(".")
-        if domain:
-            assert group == "shares", f"{name!r} is no field of a phase"
-            shares[domain] = shares.get(domain, 0.0) + value
+        group, _, last = name.rpartition(".")
+        assert group in groups, f"{name!r} is no field of this phase"
+        here = groups[group]
+        if group in SHARES:
+            here[last] = here.get(last, 0.0) + value
         else:
-            made[name] = int(value) if name in WHOLE else value
-    if any(name.startswith("shares.") for name in values):
+            here[last] = int(value) if name in WHOLE else value
+    for group in SHARES & {name.rpartition(".")[0] for name in values}:
+        shares = groups[group]
         total = sum(shares.values())
-        shares = {domain: share / total for domain, share in shares.items()}
-    return made | {"shares": dict(sorted(shares.items()))}
+        shares |= {domain: share / total for domain, share in shares.items()}
+    return made | {"shares": dict(sorted(made["shares"].items()))}
 
 
 def rung_steps(n_steps: int, n_rungs: int, reduction: int) -> tuple[int, ...]:

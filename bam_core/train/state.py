@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bam_core.errors import ArtifactDamaged
 from bam_core.train.optim import Optimizer
@@ -32,6 +33,12 @@ class Progress:
     """Per layer, the fraction of the last step's tokens that each FFN expert got: what the next step balances."""
     smooth_loss: float | None = None
     """Exponential mean of the loss, to tell a spike."""
+    collapse: dict[str, Any] = field(default_factory=dict)
+    """What `collapse.watch` knows: experts without work, and the alarms."""
+    data_path: list[dict[str, Any]] = field(default_factory=list)
+    """Where shares follow the losses: every `adapt.Segment` so far, in JSON."""
+    reference: dict[str, float] = field(default_factory=dict)
+    """There: each domain's loss of comparison."""
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bam_core.config import ModelConfig, TrainConfig
-from bam_core.nn.lm import LM, LayerRouting
+from bam_core.nn.lm import LM, LayerRouting, Output
 from bam_core.nn.losses import IGNORED, assignments, load_balancing_loss, next_token_loss, router_z_loss
-from bam_core.nn.routing import Noise, Routing, mean_entropy
+from bam_core.nn.routing import Noise, Routing, mean_entropy, normalised_entropy
 from bam_core.train.optim import Optimizer
 
 
@@ -30,34 +30,41 @@ class BatchSums:
 
     scalars: nll, z loss and the mean entropy of each of `routers`, all over the global batch.
     assigned_LE: (token, choice) pairs per expert. probs_LE: router probabilities, summed over tokens. L counts the
-    layers that have FFN experts. routers: the branches that are a mixture.
+    layers that have FFN experts. attention_LE: of those with attention experts, the one if the router is sparse, the
+    other if it is soft. routers: the branches that are a mixture, and `shared` where that is routed.
     """
 
     scalars: Tensor
     assigned_LE: Tensor
     probs_LE: Tensor
+    attention_LE: Tensor
     routers: tuple[str, ...] = ()
 
     @classmethod
     def zero(cls, model: ModelConfig, device: torch.device) -> BatchSums:
         n_mixtures = sum(model.ffn_at(layer) is not None for layer in range(model.n_layers))
+        n_attention = sum(model.attention_at(layer) is not None for layer in range(model.n_layers))
         shape = (n_mixtures, model.ffn.n_experts if model.ffn else 0)
+        attention = (n_attention, model.attention.n_experts if model.attention else 0)
         make = partial(torch.zeros, dtype=torch.float64, device=device)
-        routers = tuple(name for name in ("ffn", "attention") if getattr(model, name) is not None)
-        return cls(make(2 + len(routers)), make(shape), make(shape), routers)
+        routers = tuple(name for name in ("ffn", "attention", "shared") if getattr(model, name) is not None)
+        return cls(make(2 + len(routers)), make(shape), make(shape), make(attention), routers)
 
-    def add(self, routing: Sequence[LayerRouting], z_loss: Tensor | None, batch_frac: float) -> None:
+    def add(self, output: Output, z_loss: Tensor | None, batch_frac: float) -> None:
         """What the routers of a micro-batch did. z_loss: its own, where there are FFN experts."""
         for place, name in enumerate(self.routers, 2):
-            self.scalars[place] += batch_frac * mean_entropy(_of(routing, name))
+            self.scalars[place] += batch_frac * _entropy(output, name)
         if z_loss is not None:
-            ffn = _of(routing, "ffn")
+            ffn = _of(output.routing, "ffn")
             self.scalars[1] += batch_frac * z_loss.detach()
             self.assigned_LE += assignments(ffn)
-            self.probs_LE += torch.stack([layer.probs_NE.detach().flatten(0, -2).double().sum(0) for layer in ffn])
+            self.probs_LE += torch.stack([_probs(layer) for layer in ffn])
+        if attention := _of(output.routing, "attention"):
+            is_soft = attention[0].experts_NK.shape[-1] == attention[0].n_experts
+            self.attention_LE += torch.stack([_probs(a) for a in attention]) if is_soft else assignments(attention)
 
     def tensors(self) -> list[Tensor]:
-        return [self.scalars, self.assigned_LE, self.probs_LE]
+        return [self.scalars, self.assigned_LE, self.probs_LE, self.attention_LE]
 
     def expert_frac(self) -> list[list[float]]:
         """f of the batch, per layer; empty without FFN experts."""
@@ -109,7 +116,7 @@ def accumulate_gradient(
         batch_frac = len(tokens) / config.rows_per_batch if counts else 0.0
         targets = tokens[:, 1:] if counts else torch.full_like(tokens[:, 1:], IGNORED)
         output = model(tokens[:, :-1], noise=noise)
-        nll = next_token_loss(model.logits(output.hidden_BTD), targets) / n_tokens
+        nll = next_token_loss(model.logits(output.hidden_BTD, output.mix_BTE), targets) / n_tokens
         # Soft attention routing sends every token everywhere, so only FFN routers are balanced (BAM, section 4.1).
         ffn, loss, z_loss = _of(output.routing, "ffn"), nll, None
         if ffn:
@@ -117,7 +124,7 @@ def accumulate_gradient(
             z_loss = router_z_loss(ffn)
             loss = nll + batch_frac * (config.load_balancing_coef * balance + config.z_loss_coef * z_loss)
         if counts:
-            sums.add(output.routing, z_loss, batch_frac)
+            sums.add(output, z_loss, batch_frac)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.accumulate()
         sums.scalars[0] += nll.detach()
@@ -133,6 +140,19 @@ def accumulate_gradient(
             False,
         )
     return sums
+
+
+def _entropy(output: Output, router: str) -> Tensor:
+    """Of one of `BatchSums.routers`."""
+    if router != "shared":
+        return mean_entropy(_of(output.routing, router))
+    assert output.mix_BTE is not None, "the model has no shared router"
+    return normalised_entropy(output.mix_BTE.detach()).mean()
+
+
+def _probs(routing: Routing) -> Tensor:
+    """Of each expert, summed over tokens; float64."""
+    return routing.probs_NE.detach().flatten(0, -2).double().sum(0)
 
 
 def _of(routing: Sequence[LayerRouting], branch: str) -> list[Routing]:

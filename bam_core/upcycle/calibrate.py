@@ -25,6 +25,7 @@ from bam_core.config import AttentionExperts, FFNExperts, ModelConfig
 from bam_core.errors import InvalidInput, Problem
 from bam_core.nn.routing import route, router_logits
 from bam_core.nn.shapes import tensor_shapes
+from bam_core.nn.shared import shared_mix
 from bam_core.upcycle.apply import Fitted, coverage, make_tensor
 from bam_core.upcycle.router_init import FITS, condition
 from bam_core.upcycle.rules import Rule
@@ -52,6 +53,8 @@ class Calibration:
                   whose best-scored expert is their own domain's. *_condition: of the router (`router_init.condition`).
                   distance: domain -> |x_mix - x_expert| / |x_expert| of the residual stream after the layer, on text
                   of the domain, from its own expert. None where there is no router, or no finite value.
+      shared      where what experts share is routed, of its router: accuracy and condition as above; own: the mean part
+                  of a token's own dense model in its mix, on the same held-out tokens
       perplexity  dense model or `mixture` -> domain -> perplexity, and their `average`
       seed        which of the dense models is the seed
       warnings    sentences
@@ -95,6 +98,7 @@ def calibrate(
         "tokens_per_domain": {domain: tokens_BT.numel() for domain, tokens_BT in targets.items()},
         "seed": next(iter(sources)),
         "layers": layers,
+        **({} if target.shared is None else {"shared": mixture.shared}),
         "perplexity": {name: _perplexities(found, tuple(rows)) for name, found in nll.items()},
         "warnings": mixture.warnings(),
     }
@@ -128,9 +132,10 @@ class _Mixture:
         self._scale, self._gains = scale, [1.0] * target.n_layers
         self._found: dict[str, float | None] = {}
         self._conditions: dict[Branch, list[float]] = {"attn": [], "ffn": []}
+        self.shared: dict[str, float | None] = {}
         fitted = Fitted(self.routers, self.factors)  # a view: it has what is found later, too
         self._tensor: Tensors = lambda name: make_tensor(name, target, claims, sources, seed, fitted)
-        self.walk = Walk(target, self._tensor, inputs)
+        self.walk = Walk(target, self._tensor, inputs, self._at_shared)
 
     @property
     def gains(self) -> tuple[float, ...]:
@@ -145,6 +150,25 @@ class _Mixture:
         self._found = dict.fromkeys((*per_branch, "ffn_shrink"))
         self.walk.advance(layer, self._at_branch)
         return self._found
+
+    def _at_shared(self, text: dict[str, Tensor]) -> None:
+        """Fit and measure the router of what experts share. text: domain -> m_BTD, what it reads."""
+        models = self._target.experts
+        half = {domain: halves(m_BTD) for domain, m_BTD in text.items() if domain in models}
+        fit, held = ({domain: pair[i] for domain, pair in half.items()} for i in (0, 1))
+        if self._variant.router_init in FITS:
+            self.routers["shared.router"] = _fit(self._variant.router_init, models, fit)
+        router_ED, shared = self._tensor("shared.router"), self._target.shared
+        assert shared is not None, "nothing is shared by routing"
+        own = [
+            shared_mix(m_ND, router_ED, shared)[:, models.index(domain)].double().mean().item()
+            for domain, m_ND in held.items()
+        ]
+        self.shared = {
+            "accuracy": _accuracy(router_ED, models, held),
+            "own": fsum(own) / len(own) if own else None,
+            "condition": _finite(condition(router_ED)),
+        }
 
     def _at_branch(self, layer: int, part: Branch, h_BTD: Tensor) -> None:
         experts = self._target.attention_at(layer) if part == "attn" else self._target.ffn_at(layer)

@@ -30,6 +30,9 @@ RETRAIN = "train it again from the seed, or leave it out"
 """Positions, norms and wiring are learned around: no conversion of the weights undoes another setting."""
 
 
+PARTS_OF_MIXTURES = ("attention", "ffn", "experts", "shared")
+
+
 def config_problems(configs: Mapping[str, ModelConfig]) -> Iterator[Problem]:
     """Fields in which an expert differs from the first, and mixtures given as experts."""
     first, *others = configs
@@ -39,7 +42,7 @@ def config_problems(configs: Mapping[str, ModelConfig]) -> Iterator[Problem]:
             made_of = ", ".join(config.experts)
             remedy = "give the models it was made from, or extract one: bam expert extract"
             yield Problem(expert, f"a mixture of {made_of}", "must be a dense model", remedy)
-    dense = [field.name for field in fields(ModelConfig) if field.name not in ("attention", "ffn", "experts")]
+    dense = [field.name for field in fields(ModelConfig) if field.name not in PARTS_OF_MIXTURES]
     for expert in others:
         for name in dense:
             value, wanted = getattr(configs[expert], name), getattr(seed, name)

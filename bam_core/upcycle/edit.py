@@ -53,7 +53,7 @@ def adding(mixture: ModelConfig, dense: ModelConfig, name: str) -> Edit:
     Soft routing stays soft, so its top_k grows; any other top_k stays. Raises InvalidInput with all that does not fit.
     """
     problems = [
-        *_not_a_mixture(mixture),
+        *_cannot_edit(mixture),
         *config_problems({"the mixture": mixture.dense(), "the expert": dense}),
     ]
     if not NAME.fullmatch(name):
@@ -74,7 +74,7 @@ def adding(mixture: ModelConfig, dense: ModelConfig, name: str) -> Edit:
 
 def removing(mixture: ModelConfig, name: str) -> Edit:
     """Describe the mixture without an expert, all of its slots. Raises InvalidInput for an unknown or last one."""
-    problems = list(_not_a_mixture(mixture))
+    problems = list(_cannot_edit(mixture))
     if not problems and name not in mixture.experts:
         problems.append(Problem("name", name, "is no expert of this mixture", nearest(name, mixture.experts)))
     changed: dict[str, Any] = {"experts": tuple(expert for expert in mixture.experts if expert != name)}
@@ -194,6 +194,13 @@ def _resized(experts: Experts, slots: tuple[str, ...], n_experts: int, *, router
     return replace(experts, slots=slots, n_experts=n_experts, top_k=top_k, router_bias=router_bias)
 
 
-def _not_a_mixture(mixture: ModelConfig) -> Iterator[Problem]:
+def _cannot_edit(mixture: ModelConfig) -> Iterator[Problem]:
     if not mixture.is_mixture:
         yield Problem("mixture", "a dense model", "must be a mixture", "such as mix.bam or train.bam")
+    if mixture.shared is not None:
+        reason = (
+            "must be merged: its router reads the mean embedding of all experts, which another number of them changes"
+        )
+        yield Problem(
+            "mixture.shared", "routed", reason, "mix the dense models anew, with shared: routed in the variant"
+        )

@@ -8,6 +8,7 @@ trained, and its shared tensors go with them unless the parent's are asked for.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -38,13 +39,15 @@ class Recorded:
 
 
 def expert_slots(mixture: ModelConfig, label: str) -> dict[str, int]:
-    """Branch (`attn`, `ffn`) -> the place of the expert among its dense models. `law#2` is the second `law`.
+    """Branch (`attn`, `ffn`; `shared` for all else, where that is routed) -> the place of the expert among its dense
+    models. `law#2` is the second `law`; what is shared is there once.
 
     A branch that has fewer copies gives its first; one without this expert is left out. Raises InvalidInput for a
     label that no branch has.
     """
     name, _, copy = label.partition("#")
     groups = (*mixture.expert_labels("attention"), *mixture.expert_labels("ffn"))
+    groups += mixture.experts if mixture.shared is not None else ()
     known = {group.partition("/")[0] for group in groups}
     if label not in known:
         remedy = nearest(label, known) if known else "give a mixture, such as mix.bam"
@@ -55,7 +58,7 @@ def expert_slots(mixture: ModelConfig, label: str) -> dict[str, int]:
         places = [index for index, model in enumerate(models) if model == name]
         number = int(copy or 1)
         found |= {branch: places[number - 1 if number <= len(places) else 0]} if places else {}
-    return found
+    return found | ({"shared": mixture.experts.index(name)} if mixture.shared is not None else {})
 
 
 def extracted(
@@ -87,6 +90,12 @@ def extracted(
         del tensor  # or it would stay alive while the next one is made
 
 
+def _branch(name: str) -> str:
+    """`attn` or `ffn`, and `shared` for what is in neither."""
+    found = re.match(r"blocks\.\d+\.(attn|ffn)\.", name)
+    return found[1] if found else "shared"
+
+
 @dataclass(frozen=True)
 class _Cutter:
     mixture: ModelConfig
@@ -99,7 +108,7 @@ class _Cutter:
         """The dense tensor and where it is from."""
         if self.source.shape(name) == shape:
             return (self.source.get(name), "mixture") if shared == "mixture" else (self._of_parent(name), "parent")
-        branch = name.split(".")[2]
+        branch = _branch(name)
         if branch not in self.slots:
             return self._of_parent(name), f"parent: the mixture has no such expert in {branch}"
         cut = self._slice(name, shape, self.slots[branch])
@@ -123,8 +132,7 @@ class _Cutter:
 
     def _slice(self, name: str, shape: Shape, slot: int) -> Tensor:
         """An expert's part of a stacked tensor, its column groups joined again."""
-        experts: Experts | None = self.mixture.attention if name.split(".")[2] == "attn" else self.mixture.ffn
-        assert experts is not None, f"{name} is not stacked"
+        experts: Experts | None = self.mixture.ffn if _branch(name) == "ffn" else None
         width = getattr(experts, "split", 1)
         return self.source.get(name)[slot * width : (slot + 1) * width].reshape(shape).clone()
 

@@ -29,6 +29,7 @@ from torch import Generator, Tensor
 from bam_core.checkpoint import TensorSource, read_config
 from bam_core.config import AttentionExperts, FFNExperts, ModelConfig
 from bam_core.nn.routing import route, router_logits
+from bam_core.upcycle.shared_receipt import shared_receipt
 from bam_core.upcycle.walk import Branch, ReopenedTensors, Tensors, Walk, branch_output, stored
 
 LOGIT = 1e4
@@ -49,7 +50,8 @@ def receipt(
     were initialised at random, so that there is nothing to compare, and which factor they have; None for neither.
 
     Returns {n_tokens, random: branches whose experts are not the dense models',
-             experts: {name: {max_abs_diff, max_abs_value, layer, branch}}}
+             experts: {name: {max_abs_diff, max_abs_value, layer, branch}}}, and where what
+    they share is routed, `shared`: of `shared_receipt`.
 
     max_abs_diff: the largest difference of an output of the mixture's branch, sent to this expert, from the dense
     model's, and max_abs_value the largest such output in that `layer` and `branch`; rounding only, some 1e-14 of it.
@@ -62,7 +64,10 @@ def receipt(
     tokens_BT = torch.randint(config.vocab_size, (1, n_tokens), generator=Generator().manual_seed(seed))
     written = _Written(config, ReopenedTensors(mixture), next(iter(sources.values())), made or {})
     found = {name: _compare(written, name, source, tokens_BT) for name, source in sources.items()}
-    return {"n_tokens": n_tokens, "random": sorted(written.random), "experts": found}
+    result = {"n_tokens": n_tokens, "random": sorted(written.random), "experts": found}
+    if config.shared is not None:
+        result["shared"] = shared_receipt(config, ReopenedTensors(mixture), sources, tokens_BT)
+    return result
 
 
 def _compare(written: _Written, model: str, source: TensorSource, tokens_BT: Tensor) -> dict[str, Any]:

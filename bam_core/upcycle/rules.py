@@ -94,17 +94,33 @@ def start_factor(experts: FFNExperts) -> Fraction:
 
 
 def rules_for(variant: Variant, target: ModelConfig) -> tuple[Rule, ...]:
-    """List the rules that make `target`, a `mixture_config` of this variant: experts stacked, all else merged, routers
-    new (BAM, section 4, Figure 1)."""
+    """List the rules that make `target`, a `mixture_config` of this variant: experts stacked, what they share merged
+    (BAM, section 4, Figure 1) or with `shared` stacked too, routers new."""
     norms = ("norm",) if target.residual == "parallel" else ("attn_norm", "ffn_norm")
-    heads = () if target.tie_embeddings else ("head.weight",)
     layers = [dict(_layer_rules(variant, target, norms, layer)) for layer in range(target.n_layers)]
-    merged = _merged(variant)
     return (
-        replace(merged, pattern="embed.weight"),
+        replace(_shared(variant, target, "embed"), pattern="embed.weight"),
+        *_shared_router(variant),
         *_under_blocks(layers),
-        *(replace(merged, pattern=name) for name in ("norm.weight", *heads)),
+        replace(_shared(variant, target, "norms"), pattern="norm.weight"),
+        *_head(variant, target),
     )
+
+
+def _shared(variant: Variant, target: ModelConfig, part: Literal["embed", "norms", "head"]) -> Rule:
+    return Rule("", "stack") if target.is_routed(part) else _merged(variant)
+
+
+def _shared_router(variant: Variant) -> Iterator[Rule]:
+    if variant.shared != "merged":
+        yield replace(_router(variant), pattern="shared.router")
+
+
+def _head(variant: Variant, target: ModelConfig) -> Iterator[Rule]:
+    """Where the dense models' head is their embedding, and the mixture's is not, it is made of that."""
+    if target.has_head:
+        source = "embed.weight" if target.tie_embeddings else ""
+        yield replace(_shared(variant, target, "head"), pattern="head.weight", source=source)
 
 
 def _under_blocks(layers: Sequence[dict[str, Rule]]) -> Iterator[Rule]:
@@ -120,7 +136,7 @@ def _under_blocks(layers: Sequence[dict[str, Rule]]) -> Iterator[Rule]:
 def _layer_rules(variant: Variant, target: ModelConfig, norms: Sequence[str], layer: int) -> Iterator[tuple[str, Rule]]:
     """Name within the block -> its rule; pattern and source are completed by `_under_blocks`."""
     merged = _merged(variant)
-    yield from ((f"{norm}.weight", merged) for norm in norms)
+    yield from ((f"{norm}.weight", _shared(variant, target, "norms")) for norm in norms)
     attention, ffn = target.attention_at(layer), target.ffn_at(layer)
     stacked: set[str] = set()
     if attention is not None:

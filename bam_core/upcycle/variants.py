@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from math import sqrt
 from typing import Any, Literal
 
-from bam_core.config import AttentionExperts, FFNExperts, ModelConfig
+from bam_core.config import AttentionExperts, FFNExperts, ModelConfig, SharedExperts
 from bam_core.config.fields import identity, is_positive
 from bam_core.errors import InvalidInput, Problem, nearest
 from bam_core.upcycle.compat import config_problems
-from bam_core.upcycle.rules import ROUTER_INITS, rules_for, start_factor
+from bam_core.upcycle.rules import FITTED_INITS, ROUTER_INITS, rules_for, start_factor
 from bam_core.upcycle.specs import AttentionSpec, FFNSpec, MergeSpec, spec_warnings
 
 __all__ = [
@@ -31,13 +31,17 @@ __all__ = [
 ]
 
 PARTS: dict[str, type] = {"attention": AttentionSpec, "ffn": FFNSpec}
+"""Branches, and what their experts are."""
+
+SPECS: dict[str, type] = {**PARTS, "shared": SharedExperts, "merge": MergeSpec}
 
 
 @dataclass(frozen=True)
 class Variant:
     """`merged` merges a part over the dense models, as `merge` says, instead of keeping it as experts.
 
-    router_std: of a new router's entries; `zero` does without.
+    router_std: of a new router's entries; `zero` does without. shared: what is no branch (embedding, norms, head) kept
+    of every dense model and mixed by a router of the text so far (`routed`, in JSON, for its defaults).
     """
 
     name: str
@@ -46,10 +50,11 @@ class Variant:
     router_init: str = "random"
     router_std: float = 0.02
     merge: MergeSpec = field(default_factory=MergeSpec)
+    shared: Literal["merged"] | SharedExperts = "merged"
 
     def problems(self) -> Iterator[Problem]:
         """What is wrong before the dense models are known; `mixture_config` finds the rest."""
-        for part in ("attention", "ffn", "merge"):
+        for part in SPECS:
             spec = getattr(self, part)
             if spec != "merged":
                 yield from (problem.under(part) for problem in spec.problems())
@@ -67,10 +72,17 @@ class Variant:
         found = [warning for part, spec in specs.items() for warning in spec_warnings(part, spec)]
         if len(models) == 1 and specs:
             found.append(f"{models[0]} is the only dense model: every expert starts as a copy of it")
+        if self.shared != "merged" and self.router_init not in FITTED_INITS and len(models) > 1:
+            found.append(
+                f"shared is routed by a router that has seen no text (router_init {self.router_init}): every token "
+                f"starts with about 1/{len(models)} of each model, and a head by chance; choose ridge or centroid"
+            )
         return found
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Every field; `shared` where it is routed, so that what was written before it was a field stays as it is."""
+        found = asdict(self)
+        return {name: found[name] for name in found if name != "shared" or self.shared != "merged"}
 
     def identity(self) -> dict[str, Any]:
         """What a key is made of: `to_json` without what is at its default. `from_json` reads both."""
@@ -78,27 +90,28 @@ class Variant:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Variant:
-        """The inverse of `to_json` and `identity`; `merge` may be a method's name.
+        """The inverse of `to_json` and `identity`; `merge` may be a method's name, `shared` the word `routed`.
 
         Raises InvalidInput for unknown or missing fields and wrong values.
         """
         values = dict(data)
         if isinstance(values.get("merge"), str):
             values["merge"] = {"method": values["merge"]}
+        if values.get("shared") == "routed":
+            values["shared"] = {}
         problems = list(_unknown(values, cls))
         problems += [Problem(name, None, "is missing") for name in ("name", *PARTS) if name not in values]
-        for name, spec in {**PARTS, "merge": MergeSpec}.items():
+        for name, spec in SPECS.items():
             part = values.get(name, {} if name == "merge" else "merged")
             if isinstance(part, Mapping):
                 problems += [problem.under(name) for problem in _unknown(part, spec)]
                 values[name] = part
             elif part != "merged" or name == "merge":
-                problems.append(
-                    Problem(name, part, f"must be {'a method' if name == 'merge' else 'merged'} or a mapping")
-                )
+                words = {"merge": "a method", "shared": "merged, routed"}.get(name, "merged")
+                problems.append(Problem(name, part, f"must be {words} or a mapping"))
         if not problems:
-            for name, spec in {**PARTS, "merge": MergeSpec}.items():
-                if isinstance(values[name], Mapping):
+            for name, spec in SPECS.items():
+                if isinstance(values.get(name), Mapping):
                     values[name] = spec(**{key: _frozen(value) for key, value in values[name].items()})
             variant = cls(**values)
             problems = list(variant.problems())
@@ -151,6 +164,8 @@ def variant_sources(variant: Variant, models: Sequence[str]) -> tuple[str, ...]:
         wanted |= set(variant.merge.weights)
     elif variant.merge.method != "seed":
         wanted |= set(models)
+    if variant.shared != "merged":
+        wanted |= set(models)
     return tuple(model for model in models if model in wanted)
 
 
@@ -173,6 +188,7 @@ def mixture_config(dense: ModelConfig, experts: Sequence[str], variant: Variant)
         dense,
         attention=None if attention == "merged" else _attention_experts(attention, sources),
         ffn=None if ffn == "merged" else _ffn_experts(ffn, sources, dense.n_layers),
+        shared=None if variant.shared == "merged" else variant.shared,
     )
     target = replace(target, experts=sources if target.is_mixture else ()).checked(where)
     if ffn != "merged" and ffn.scale == "gate":

@@ -21,10 +21,11 @@ from torch.nn.utils import parametrize
 from bam_core.checkpoint import TensorSource, open_tensors
 from bam_core.config import ModelConfig
 from bam_core.nn.attention import Rotary
-from bam_core.nn.block import Block
-from bam_core.nn.layers import Norm, rotary_tables
+from bam_core.nn.block import Block, residual_norm
+from bam_core.nn.layers import rotary_tables
 from bam_core.nn.losses import next_token_loss
 from bam_core.nn.shapes import Shape
+from bam_core.nn.shared import embed_each, head_logits, mix_embeddings, shared_mix, text_so_far
 
 CHUNK_TOKENS = 2048
 """Tokens that go through a branch together; at least one row."""
@@ -41,15 +42,40 @@ Branch = Literal["attn", "ffn"]
 class Walk:
     """The residual stream of all rows, advanced layer by layer. Its dtype is that of the tensors."""
 
-    def __init__(self, config: ModelConfig, tensors: Tensors, rows: Mapping[str, Tensor]) -> None:
-        """rows: name -> tokens_BT, all of one length; results go by these names."""
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: Tensors,
+        rows: Mapping[str, Tensor],
+        at_shared: Callable[[dict[str, Tensor]], None] | None = None,
+    ) -> None:
+        """rows: name -> tokens_BT, all of one length; results go by these names. at_shared: sees what a shared router
+        will read of each name's rows, before the router is asked for, and may still change it."""
         self.config = config
         self.tensors = tensors
         starts = [0]
         for tokens_BT in rows.values():
             starts.append(starts[-1] + len(tokens_BT))
         self._spans = {name: slice(starts[i], starts[i + 1]) for i, name in enumerate(rows)}
-        self.x_BTD = F.embedding(torch.cat(list(rows.values())), tensors("embed.weight"))
+        tokens_BT = torch.cat(list(rows.values()))
+        self.mix_BTE: Tensor | None = None
+        if config.shared is None:
+            self.x_BTD = F.embedding(tokens_BT, tensors("embed.weight"))
+        else:
+            self.x_BTD = self._mixed_embeddings(tokens_BT, at_shared)
+
+    def _mixed_embeddings(self, tokens_BT: Tensor, at_shared: Callable[[dict[str, Tensor]], None] | None) -> Tensor:
+        """x_BTD, the vectors of all dense models for CHUNK_TOKENS tokens at a time; sets the mix."""
+        shared, weight = self.config.shared, self.tensors("embed.weight")
+        assert shared is not None, "nothing is shared by routing"
+        parts = torch.split(tokens_BT, max(1, CHUNK_TOKENS // tokens_BT.shape[1]))
+        text_BTD = torch.cat([text_so_far(embed_each(part_BT, weight)) for part_BT in parts])
+        if at_shared is not None:
+            at_shared(self.split(text_BTD))
+        mix_BTE = shared_mix(text_BTD, self.tensors("shared.router"), shared)
+        self.mix_BTE = mix_BTE
+        mixes = torch.split(mix_BTE, len(parts[0]))
+        return torch.cat([mix_embeddings(embed_each(p, weight), mix) for p, mix in zip(parts, mixes, strict=True)])
 
     def split(self, x_BTD: Tensor) -> dict[str, Tensor]:
         """The rows of each name."""
@@ -75,21 +101,27 @@ class Walk:
 
     def nll(self, targets: Mapping[str, Tensor]) -> dict[str, float]:
         """Mean negative log likelihood, in nats, of each name's targets_BT, after the last layer."""
-        w_VD = self.tensors("embed.weight" if self.config.tie_embeddings else "head.weight")
+        weight = self.tensors("head.weight" if self.config.has_head else "embed.weight")
         hidden = self.split(self._normed("norm"))
-        n_chunk = max(1, CHUNK_LOGITS // len(w_VD))
+        mixes = self.split(self.mix_BTE) if self.mix_BTE is not None else {}
+        n_chunk = max(1, CHUNK_LOGITS // weight.shape[-2])
         found = {}
         for name, targets_BT in targets.items():
             h_ND, targets_N = hidden[name].flatten(0, 1), targets_BT.flatten()
-            chunks = zip(torch.split(h_ND, n_chunk), torch.split(targets_N, n_chunk), strict=True)
-            total = sum(float(next_token_loss(F.linear(h, w_VD), wanted)) for h, wanted in chunks)
+            mix_NE = mixes[name].flatten(0, 1) if name in mixes else None
+            total = 0.0
+            for start in range(0, len(h_ND), n_chunk):
+                part = slice(start, start + n_chunk)
+                mix = mix_NE[part] if mix_NE is not None else None
+                logits_NV = head_logits(self.config, h_ND[part], mix, weight)
+                total += float(next_token_loss(logits_NV, targets_N[part]))
             found[name] = total / targets_BT.numel()
         return found
 
     def _normed(self, name: str) -> Tensor:
-        norm = Norm(self.config.d_model, self.config.norm_eps, self.config.norm)
+        norm = residual_norm(self.config)
         norm.weight = nn.Parameter(self.tensors(f"{name}.weight"), requires_grad=False)
-        h_BTD: Tensor = norm(self.x_BTD)
+        h_BTD: Tensor = norm(self.x_BTD, self.mix_BTE)
         return h_BTD
 
 

@@ -4,7 +4,7 @@ app.py       the entry, common options, exit statuses       text.py     numbers,
 runs.py      run, plan, stage                               tables.py   plans, models, results as tables
 artifacts.py ls, show (step0.py), tree, get                 display.py  the live table and the plain lines
 views.py     lineage, ui, generate, doctor                  experts.py  expert add, remove, extract; blame
-comparing.py diff
+comparing.py diff                                       scoring.py  tasks, lm-eval
 verifying.py verify, keygen                                 exchange.py adopt
 
 Importing this package imports neither torch nor Ray nor MLflow: `bam --help` answers at once. So `wiring`,

@@ -167,13 +167,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         house,
         jobs,
         listing,
+        pace,
         promoting,
+        results,
         runs,
+        scoring,
         verifying,
         views,
     )
 
-    modules = (runs, jobs, listing, artifacts, card, comparing, experts, exchange, promoting, verifying, house, views)
+    modules = (
+        runs,
+        jobs,
+        listing,
+        artifacts,
+        card,
+        comparing,
+        experts,
+        exchange,
+        promoting,
+        verifying,
+        house,
+        views,
+        scoring,
+        pace,
+        results,
+    )
     for module in modules:
         for command in module.COMMANDS:
             bam.add_command(command)

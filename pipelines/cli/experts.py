@@ -25,7 +25,7 @@ _tokens = click.option(
     type=click.IntRange(min=1),
     default=16_384,
     show_default=True,
-    help="Held-out tokens per domain, at most, to measure before and after on.",
+    help="Held-out tokens per domain, in whole documents, to measure before and after on.",
 )
 
 

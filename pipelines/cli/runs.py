@@ -12,6 +12,7 @@ import click
 
 from bam_core.errors import ArtifactDamaged, InvalidInput, Problem
 from bam_core.graph.select import Selection
+from bam_core.graph.stage import kind_of
 from pipelines.cli import jobs, text
 from pipelines.cli import options as shared
 from pipelines.cli.app import INTERRUPTED, Session, with_session
@@ -167,7 +168,9 @@ def _show_plan(session: Session, made: Plan) -> int:
         "stages": [asdict(decision) for decision in made.decisions],
         "models": dict(made.models),
         "searches": dict(made.searches),
+        "data": dict(made.data),
         "warnings": made.warnings,
+        "recipe": dict(made.recipe),
     }
     session.answer(value, lambda: plan_text(made))
     return 0
@@ -190,11 +193,15 @@ def _finish(session: Session, result: RunResult, again: str) -> int:
 def _result_text(session: Session, result: RunResult) -> str:
     states = [stage.status for stage in result.stages]
     counts = ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states))
+    seeds = [stage.stage for stage in result.stages if kind_of(stage.stage) == "evaluate"]
     parts = [f"{text.styled(result.status)} in {text.duration(result.seconds)}: {counts}"]
     if result.report:
         parts.append(f"report: {result.report}")
     perplexity = _perplexity(session, result)
-    return "\n".join([f"\n{perplexity_text(perplexity)}\n", *parts] if perplexity else parts)
+    if not perplexity:
+        return "\n".join(parts)
+    others = [f"of {seeds[0]}; also made: {', '.join(seeds[1:])}\n"] if len(seeds) > 1 else []
+    return "\n".join([f"\n{perplexity_text(perplexity)}\n", *others, *parts])
 
 
 def _explain(result: RunResult, again: str) -> None:
@@ -218,7 +225,7 @@ def _perplexity(session: Session, result: RunResult) -> dict[str, Any] | None:
     from pipelines import wiring
 
     for stage in result.stages:
-        if stage.stage == "evaluate" and stage.status in ("done", "reused"):
+        if kind_of(stage.stage) == "evaluate" and stage.status in ("done", "reused"):
             store = wiring.open_store(session.settings())
             try:
                 record = store.record(stage.stage, stage.key)

@@ -33,8 +33,18 @@ def step0_text(report: Mapping[str, Any], width: int) -> str:
     """Layers, perplexities and warnings of `receipt.step0` of a `mix.json`, in lines of at most `width` columns."""
     layers = _layers(report.get("layers", ()), width)
     legend = click.style(fill(LEGEND, width), dim=True) if layers else ""
-    parts = [layers, legend, _perplexities(report, width), *_warnings(report, width)]
+    shared = fill(shared_words(report["shared"]), width) if report.get("shared") else ""
+    parts = [layers, legend, shared, _perplexities(report, width), *_warnings(report, width)]
     return "\n\n".join(part for part in parts if part)
+
+
+def shared_words(found: Mapping[str, Any]) -> str:
+    """What was measured of the router of what experts share."""
+    return (
+        f"the router of what experts share: {_share(found.get('accuracy'))} of held-out tokens are given most to their "
+        f"own domain's model, which has {_share(found.get('own'))} of their mix on average; condition "
+        f"{_figure(found.get('condition'))}"
+    )
 
 
 def within(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,7 +24,7 @@ def plan_text(made: Plan) -> str:
     counts = ", ".join(f"{actions.count(name)} {name}" for name in dict.fromkeys(actions))
     parts = [text.table(["stage", "key", "action", "reason"], rows), f"{len(rows)} stages: {counts}"]
     if made.models:
-        parts.insert(1, _models_text(made.models))
+        parts.insert(1, _models_text(made.models) + _seeds_text(made.recipe.get("seeds")))
     if papers := {name: model["paper"] for name, model in made.models.items() if "paper" in model}:
         parts.insert(2, _paper_text(papers))
     if made.searches:
@@ -34,6 +34,8 @@ def plan_text(made: Plan) -> str:
         ]
         headers = ["search, at most", *_SEARCH_COLUMNS.values()]
         parts.insert(2, text.table(headers, costs, right=range(1, len(headers))))
+    if made.data:
+        parts.append(_data_text(made.data))
     if made.warnings:
         parts.append("\n".join(f"{click.style('warning', fg='yellow')}: {warning}" for warning in made.warnings))
     return "\n\n".join(parts)
@@ -50,6 +52,21 @@ _MODEL_COLUMNS = {
     "mixing_bytes": "to mix",
     "cache_bytes_per_token": "cache/token",
 }
+
+
+def _seeds_text(seeds: Sequence[int] | None) -> str:
+    """Each model is in the table once, however many seeds it is made with."""
+    if not seeds or len(seeds) < 2:
+        return ""
+    first, *others = seeds
+    stages = ", ".join(f"{seed} as *.s{seed}" for seed in others)
+    return f"\n\nall of it with {len(seeds)} seeds: {first} under the plain names, {stages}"
+
+
+def _data_text(data: Mapping[str, str]) -> str:
+    """How shares of the training data change: a line for all stages of which the same is true."""
+    stages = {words: ", ".join(name for name, other in data.items() if other == words) for words in data.values()}
+    return "\n".join(f"data of {names}: {words}" for words, names in stages.items())
 
 
 def _models_text(models: Mapping[str, Mapping[str, Any]]) -> str:

@@ -6,7 +6,9 @@ schema.py    the recipe as a whole                   document.py        YAML and
 checks.py    what must hold between keys             variant_checks.py  the same for `variants`
 tuning.py    what a search sets in which stage       tune_checks.py     the same for `tune`
 promotion.py what is asked before a promotion        promotion_checks.py the same for `promote`
-load.py      a name or a path to a `Recipe`
+overrides.py what one variant trains otherwise      matching_checks.py the same for whom it is made equal to
+layers.py    one document laid over another         extends.py         a recipe over what it extends
+like.py      a variant over one that it is like     load.py            a name or a path to a `Recipe`
 """
 
 from pipelines.recipe.load import find_recipe, load_recipe, recipe_from, shipped_recipes

@@ -8,18 +8,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from bam_core.config import ModelConfig, TrainConfig
 from bam_core.errors import Problem, nearest
 from bam_core.graph.adopted import NAME, NAME_RULE
 from pipelines.recipe.base import Part
+from pipelines.recipe.baselines import baseline_problems
+from pipelines.recipe.data import data_problems
+from pipelines.recipe.discover_checks import discover_problems
 from pipelines.recipe.document import join
-from pipelines.recipe.parts import BpeTokenizer, ExpertPhase, GeneratedMath, Licensed, Phase
-from pipelines.recipe.promotion_checks import promotion_problems
+from pipelines.recipe.matching_checks import matching_problems
+from pipelines.recipe.overrides import MATCHING
+from pipelines.recipe.parts import (
+    BpeTokenizer,
+    ExpertOverride,
+    ExpertPhase,
+    GeneratedMath,
+    Licensed,
+    MixturePhase,
+    Phase,
+    TaskFile,
+)
+from pipelines.recipe.promotion_checks import promotion_problems, scored_models
+from pipelines.recipe.routing import routing_problems
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.study import study_problems
 from pipelines.recipe.tune_checks import tune_problems
+from pipelines.recipe.tuning import own_place
 from pipelines.recipe.variant_checks import variant_problems
 
 MIN_BPE_VOCAB = 257
@@ -35,29 +51,62 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     """Everything wrong across the keys of a recipe, which may have holes (None) where a type was wrong."""
     yield from unknown_keys(recipe, "")
     yield from _names("name", [recipe.name])
-    yield from _at_least("seed", recipe.seed, 0)
+    yield from _seeds(recipe)
+    yield from _names("discover", recipe.discover or ())
+    for name, found in (recipe.discover or {}).items():
+        yield from _text(f"{join('discover', name)}.source", found.source if found is not None else None)
+    yield from discover_problems(recipe)
     yield from _domains(recipe)
     yield from _tokenizer(recipe)
     yield from _model(recipe)
     yield from _phases(recipe)
     yield from _names("variants", recipe.variants or ())
     yield from variant_problems(recipe)
+    yield from matching_problems(recipe)
     yield from _names("tune", recipe.tune or ())
     yield from tune_problems(recipe)
     yield from _evaluate(recipe)
     yield from promotion_problems(recipe)
+    if recipe.study and recipe.variants is not None and recipe.domains is not None:
+        yield from study_problems(recipe, scored_models(recipe))
     yield from _runtime(recipe)
+
+
+def _seeds(recipe: Recipe) -> Iterator[Problem]:
+    yield from _at_least("seed", recipe.seed, 0)
+    if recipe.seeds is None:
+        return
+    if "seed" in recipe.model_fields_set and recipe.seed is not None:
+        both = f"and seeds, {recipe.seeds}, exclude each other"
+        yield Problem("seed", recipe.seed, both, "keep one: seeds makes everything once for each")
+    if not recipe.seeds:
+        yield Problem("seeds", [], "must name at least one seed", "for example [0, 1, 2]")
+    for seed in dict.fromkeys(recipe.seeds):
+        if seed < 0:
+            yield Problem("seeds", seed, "must be at least 0")
+        if recipe.seeds.count(seed) > 1:
+            yield Problem("seeds", seed, "is given twice", "keep one: equal seeds give equal results")
+    for domain, expert in recipe.adopted.items() if len(recipe.seeds) > 1 else ():
+        expected = "branched from one seed model, and every other of seeds has its own"
+        yield Problem(join("domains", domain) + ".expert", expert, expected, "train the expert, or give one seed")
 
 
 def unknown_keys(part: Any, path: str) -> Iterator[Problem]:
     """Every key that the schema does not know, with the nearest one that it does."""
     if isinstance(part, Part):
         for key, value in (part.model_extra or {}).items():
-            yield Problem(join(path, key), value, "is not a known key", nearest(key, type(part).model_fields))
+            yield Problem(join(path, key), value, "is not a known key", nearest(key, _known_keys(part)))
         part = part.to_dict()
     if isinstance(part, Mapping):
         for key, value in part.items():
             yield from unknown_keys(value, join(path, key))
+    if isinstance(part, list):
+        for number, value in enumerate(part):
+            yield from unknown_keys(value, f"{path}.{number}")
+
+
+def _known_keys(part: Part) -> list[str]:
+    return [field.alias or name for name, field in type(part).model_fields.items()]
 
 
 def _at_least(path: str, value: int | None, least: int) -> Iterator[Problem]:
@@ -89,10 +138,7 @@ def _domains(recipe: Recipe) -> Iterator[Problem]:
         yield from _at_least(f"{here}.max_bytes", domain.max_bytes, 1)
         if domain.valid_frac is not None and not 0 < domain.valid_frac < 1:
             yield Problem(f"{here}.valid_frac", domain.valid_frac, "must be above 0 and below 1")
-        yield from _licence(f"{here}.source.licence", domain.source)
-        if isinstance(domain.source, GeneratedMath):
-            yield from _at_least(f"{here}.source.documents", domain.source.documents, 1)
-            yield from _at_least(f"{here}.source.seed", domain.source.seed, 0)
+        yield from _text(f"{here}.source", domain.source)
         if isinstance(domain.expert, str):
             yield from _adopted(recipe, name)
         elif index == 0 and domain.expert is not None:
@@ -101,8 +147,15 @@ def _domains(recipe: Recipe) -> Iterator[Problem]:
                 yield Problem(f"{here}.expert", given, SEED_IS_EXPERT, "set phases.seed")
 
 
-def _licence(path: str, source: Licensed | None) -> Iterator[Problem]:
-    licence = source.licence if source is not None else None
+def _text(path: str, source: Part | None) -> Iterator[Problem]:
+    yield from _licence(f"{path}.licence", source)
+    if isinstance(source, GeneratedMath):
+        yield from _at_least(f"{path}.documents", source.documents, 1)
+        yield from _at_least(f"{path}.seed", source.seed, 0)
+
+
+def _licence(path: str, source: Part | None) -> Iterator[Problem]:
+    licence = source.licence if isinstance(source, Licensed) else None
     if licence is not None and (len(licence) > MAX_LICENCE_CHARS or not licence.isprintable() or not licence.strip()):
         expected = f"must be one line of at most {MAX_LICENCE_CHARS} characters"
         yield Problem(path, licence, expected, "an SPDX identifier such as CC-BY-4.0, or a link to the text")
@@ -150,46 +203,47 @@ def _phases(recipe: Recipe) -> Iterator[Problem]:
             continue
         here = f"phases.{name}"
         yield from _training(phase, recipe, here)
-        if isinstance(phase.data, Mapping) and recipe.domains is not None:
-            yield from _share_names(phase, recipe.domains, f"{here}.data")
+        is_expert, adapts = isinstance(phase, ExpertPhase), isinstance(phase, MixturePhase)
+        row = (recipe.model and recipe.model.max_seq_len) or 1
+        yield from data_problems(phase.data, recipe.domains, f"{here}.data", has_own=is_expert, adapts=adapts, row=row)
         if isinstance(phase, ExpertPhase):
-            yield from _overrides(phase, recipe)
+            yield from _overrides(phase, recipe, _of_experts(recipe))
+        if isinstance(phase, MixturePhase):
+            trainings = recipe.mixture_trainings
+            yield from _overrides(phase, recipe, {own_place(stage): own.changes() for stage, own in trainings.items()})
+            for stage, own in trainings.items():
+                yield from data_problems(own.data, recipe.domains, f"{own_place(stage)}.data", row=row)
 
 
 def _training(phase: Phase, recipe: Recipe, here: str) -> Iterator[Problem]:
-    """The problems of the phase as a `TrainConfig`, under the recipe's names for its fields."""
-    fields = {name: value for name, value in phase.to_dict().items() if name not in {"data", "match"}}
+    """The problems of the phase as a `TrainConfig`, but for those of its data."""
+    fields = {name: value for name, value in phase.to_dict().items() if name not in {"data", *MATCHING}}
     for name, field in type(phase).model_fields.items():
         if name in fields and fields[name] is None and name not in {"tokens", "batch_tokens"}:
             fields[name] = 1.0 if name == "lr" else field.default  # a hole: stand in for it
     seq_len = recipe.model.max_seq_len if recipe.model else None
-    shares = phase.data if isinstance(phase.data, Mapping) and None not in phase.data.values() else {"all": 1.0}
-    config = TrainConfig(**fields, shares=shares, seq_len=seq_len)
+    config = TrainConfig(**fields, shares={"all": 1.0}, seq_len=seq_len)
     for problem in config.problems():
         if problem.path != "seq_len":
-            yield replace(problem, path=re.sub(r"^shares", "data", problem.path)).under(here)
+            yield problem.under(here)
     if phase.tokens and phase.batch_tokens and 0 < phase.tokens < phase.batch_tokens:
         yield Problem(f"{here}.tokens", phase.tokens, f"must be at least one batch, {phase.batch_tokens} tokens")
 
 
-def _share_names(phase: Phase, domains: Mapping[str, Any], path: str) -> Iterator[Problem]:
-    is_expert = isinstance(phase, ExpertPhase)
-    known = {*domains, "own"} if is_expert else set(domains)
-    for name, share in phase.data.items():
-        if share is None:
-            continue
-        if name == "own" and not is_expert:
-            yield Problem(f"{path}.own", share, "only phases.expert has a domain of its own", "name the domain")
-        elif name not in known:
-            yield Problem(join(path, name), share, "is not a domain", nearest(name, known))
-
-
-def _overrides(phase: ExpertPhase, recipe: Recipe) -> Iterator[Problem]:
+def _of_experts(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Where a domain says what its expert does differently -> what that is."""
+    found = {}
     for name, domain in list((recipe.domains or {}).items())[1:]:
-        if domain is None or domain.expert is None or isinstance(domain.expert, str):
-            continue
-        changes = {key: value for key, value in domain.expert.to_dict().items() if value is not None}
-        for problem in _training(phase.model_copy(update=changes), recipe, join("domains", name) + ".expert"):
+        if domain is not None and isinstance(domain.expert, ExpertOverride):
+            changes = {key: value for key, value in domain.expert.to_dict().items() if value is not None}
+            found[join("domains", name) + ".expert"] = changes
+    return found
+
+
+def _overrides(phase: Phase, recipe: Recipe, places: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
+    """places: key path -> what is said there in place of the phase's values."""
+    for here, changes in places.items():
+        for problem in _training(phase.model_copy(update=dict(changes)), recipe, here):
             if problem.path.rpartition(".")[2] in changes:
                 yield problem
 
@@ -201,8 +255,25 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
     row = recipe.model.max_seq_len if recipe.model else None
     if spec.tokens is not None and spec.tokens < (row or 1):
         yield Problem("evaluate.tokens", spec.tokens, f"must be at least one row, {row or 1} tokens")
-    if spec.tasks:
-        yield Problem("evaluate.tasks", spec.tasks, "no task runner is built in yet", "leave it empty: []")
+    if spec.stride is not None and not 1 <= spec.stride <= (row or spec.stride):
+        expected = f"must be at least 1 and at most a window, {row} tokens" if row else "must be at least 1"
+        yield Problem("evaluate.stride", spec.stride, expected, "leave it out for half a window")
+    for name in ("max_overlap", "max_contaminated"):
+        value = getattr(spec, name)
+        if value is not None and not 0 <= value <= 1:
+            yield Problem(f"evaluate.{name}", value, "must be from 0 to 1")
+    yield from routing_problems(spec.routing)
+    yield from baseline_problems(recipe)
+    for number, file in enumerate(spec.tasks or ()):
+        yield from _task_file(f"evaluate.tasks.{number}", file)
+
+
+def _task_file(here: str, file: TaskFile) -> Iterator[Problem]:
+    """What the file holds is for the plan to say, which reads it."""
+    yield from _at_least(f"{here}.limit", file.limit, 1)
+    yield from _at_least(f"{here}.new_tokens", file.new_tokens, 0)
+    if file.execute and file.new_tokens == 0:
+        yield Problem(f"{here}.execute", True, "runs what a model writes, and new_tokens 0 lets it write nothing")
 
 
 def _runtime(recipe: Recipe) -> Iterator[Problem]:

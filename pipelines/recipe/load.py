@@ -17,8 +17,13 @@ from pydantic import ValidationError
 from bam_core.errors import InvalidInput, Problem, UsageError, nearest
 from pipelines.recipe import checks
 from pipelines.recipe.base import LENIENT
-from pipelines.recipe.document import apply_sets, join, parse, read_text
-from pipelines.recipe.parts import SOURCES, TOKENIZERS
+from pipelines.recipe.data import TAG as DATA_TAG
+from pipelines.recipe.document import apply_sets, join
+from pipelines.recipe.extends import read_whole, told
+from pipelines.recipe.layers import last_said
+from pipelines.recipe.like import resolve_likes, said_once
+from pipelines.recipe.matching_checks import is_missing_pace
+from pipelines.recipe.parts import SOURCES, TEXTS, TOKENIZERS
 from pipelines.recipe.schema import Recipe
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
@@ -29,20 +34,24 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.relative_to(SHIPPED).with_suffix("").as_posix(): path for path in sorted(SHIPPED.rglob("*.yaml"))}
 
 
-def load_recipe(name_or_path: str, sets: Sequence[str] = ()) -> Recipe:
-    """Read, override, check. Raises UsageError for an unknown name, InvalidInput with all that is wrong."""
+def load_recipe(name_or_path: str, sets: Sequence[str] = (), *, unmeasured: bool = False) -> Recipe:
+    """Read, override, check. Raises UsageError for an unknown name, InvalidInput with all that is wrong.
+
+    unmeasured: paces that `match: seconds` needs may be missing; nothing that depends on them can be asked then.
+    """
     path = find_recipe(name_or_path)
     where = f"recipe {name_or_path}"
-    document, problems = parse(read_text(path, where), where)
-    if document is None:
-        raise InvalidInput(
-            where, [Problem("", str(path), "is empty", "start from a shipped recipe, such as quickstart")]
-        )
-    if not isinstance(document, dict):
-        raise InvalidInput(where, [Problem("", document, "must be a mapping of keys such as name, domains and model")])
-    document = _unshared(document)
-    problems += apply_sets(document, sets)
-    return recipe_from(document, where, problems)
+    layered, problems = read_whole(path, name_or_path, find_recipe)
+    said = [item.partition("=")[0] for item in sets]
+    problems += apply_sets(layered.document, sets)
+    last_said(layered.document, said)
+    for key in said:
+        layered.tell(key, name_or_path)
+    try:
+        return recipe_from(layered.document, where, problems, unmeasured=unmeasured)
+    except InvalidInput as error:
+        found = [p if p in problems else told(p, layered, name_or_path) for p in error.problems]
+        raise InvalidInput(where, found) from error
 
 
 def find_recipe(name_or_path: str) -> Path:
@@ -72,14 +81,18 @@ def _shipped(name: str) -> Path | None:
     return recipes[found[0]] if name and found else None
 
 
-def recipe_from(document: dict[str, Any], where: str, problems: Sequence[Problem] = ()) -> Recipe:
+def recipe_from(
+    document: dict[str, Any], where: str, problems: Sequence[Problem] = (), *, unmeasured: bool = False
+) -> Recipe:
     """Check a document against the schema and across its keys. Raises InvalidInput with everything."""
-    found = [*problems, *_fill_vocab_size(document)]
+    likes, bases = resolve_likes(document)
+    found = [*problems, *_fill_vocab_size(document), *likes]
     recipe, schema_problems = _validate(document)
     found += schema_problems
     if recipe is not None:
         holes = {problem.path for problem in found}
         found += [problem for problem in checks.problems(recipe) if not _is_under(problem.path, holes)]
+    found = [p for p in said_once(found, bases) if not (unmeasured and is_missing_pace(p))]
     if found or recipe is None:
         order = list(Recipe.model_fields)
         found.sort(key=lambda problem: _position(problem.path, order))
@@ -95,13 +108,6 @@ def _position(path: str, order: list[str]) -> int:
 def _is_under(path: str, holes: set[str]) -> bool:
     parts = path.split(".")
     return any(".".join(parts[: depth + 1]) in holes for depth in range(len(parts)))
-
-
-def _unshared(value: Any) -> Any:
-    """A copy in which nothing is shared: an override of one use of a YAML alias must not reach the other."""
-    if isinstance(value, dict):
-        return {key: _unshared(inner) for key, inner in value.items()}
-    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _fill_vocab_size(document: dict[str, Any]) -> list[Problem]:
@@ -148,17 +154,18 @@ def _make_hole(document: dict[str, Any], keys: Sequence[Any]) -> None:
     target[keys[-1]] = None
 
 
-_UNIONS = {"source", "expert", "attention", "ffn", "merge", "data"}
+_UNIONS = {"source", "expert", "attention", "ffn", "merge", "shared"}
 
 
 def _keys(loc: Sequence[Any]) -> list[Any]:
     """pydantic's location without the names it adds for the chosen member of a union."""
     keys: list[Any] = []
     for depth, item in enumerate(loc):
-        in_tokenizer = depth == 1 and loc[0] == "tokenizer"
-        in_member = depth == 3 and loc[2] in _UNIONS and loc[:2] != ("phases", "expert")
+        in_tokenizer = depth == 1 and loc[0] in ("tokenizer", "dense")
+        in_member = depth == 3 and loc[2] in _UNIONS
+        in_data = isinstance(item, str) and item.startswith(DATA_TAG)
         in_experts = depth == 5 and loc[0] == "variants" and loc[4] == "experts"
-        if not (in_tokenizer or in_member or in_experts):
+        if not (in_tokenizer or in_member or in_experts or in_data):
             keys.append(item)
     return keys
 
@@ -176,7 +183,8 @@ def _problem(error: Mapping[str, Any]) -> Problem:
     if is_key or kind == "invalid_key":
         return Problem(path, value, "a key must be text", "put it in quotes")
     if kind == "union_tag_not_found":
-        return _no_such_kind(path, value, TOKENIZERS if path == "tokenizer" else SOURCES)
+        sources = TEXTS if path.startswith("discover.") else SOURCES
+        return _no_such_kind(path, value, TOKENIZERS if path == "tokenizer" else sources)
     if kind == "literal_error":
         return _not_one_of(path, value, re.findall(r"'([^']*)'", context["expected"]))
     if kind == "value_error":
@@ -197,7 +205,7 @@ def _no_such_kind(path: str, value: Any, kinds: Mapping[str, Any]) -> Problem:
 
 def _not_one_of(path: str, value: Any, known: Sequence[str]) -> Problem:
     expected = f"must be {' or '.join(known)}" if len(known) < 3 else f"must be one of {', '.join(known)}"
-    expected += _OR_KEYS.get(known[0], "")
+    expected += _OR_KEYS.get(known[-1], _OR_KEYS.get(known[0], ""))
     remedy = nearest(value, known) if isinstance(value, str) else ""
     return Problem(path, value, expected, remedy if remedy.startswith("did you mean") else "")
 
@@ -205,6 +213,7 @@ def _not_one_of(path: str, value: Any, known: Sequence[str]) -> Problem:
 _OR_KEYS = {
     "uniform": ", or a share for each domain",
     "merged": ", or the keys of a mixture of experts",
+    "routed": ", or the keys of what is routed",
     "per-domain": ", or a list of domains",
     "mean": ", or the keys of a merge",
 }

@@ -13,6 +13,7 @@ from pydantic import Discriminator, Field, Tag
 
 from bam_core.config import Gate, KeysValues
 from pipelines.recipe.base import Named, Part
+from pipelines.recipe.overrides import VariantTrain
 from pipelines.recipe.values import Count, Number, Text
 
 
@@ -68,11 +69,24 @@ class MergeVariant(Part):
     drop: Number = 0.5
 
 
+class SharedVariant(Part):
+    """What experts share, kept of every dense model and mixed at each position by a router of the text so far."""
+
+    embed: Literal["soft", "merged"] = "soft"
+    norms: Literal["soft", "merged"] = "soft"
+    head: Literal["top1", "soft", "merged"] = "top1"
+    temperature: Number = 1.0
+    head_gradient: bool = False
+
+
 Merged = Annotated[Literal["merged"], Tag("word")]
 
 
 class Variant(Part):
-    """How the dense experts become one model; a `merged` part of them becomes one by `merge`."""
+    """How the dense experts become one model; a `merged` part of them becomes one by `merge`.
+
+    train: how its training differs from `phases.mixture`.
+    """
 
     attention: Annotated[Merged | Annotated[AttentionVariant, Tag("experts")], _word_or("experts")]
     ffn: Annotated[Merged | Annotated[FFNVariant, Tag("experts")], _word_or("experts")]
@@ -81,8 +95,12 @@ class Variant(Part):
     merge: Annotated[Annotated[MergeMethod, Tag("word")] | Annotated[MergeVariant, Tag("keys")], _word_or("keys")] = (
         "mean"
     )
+    shared: Annotated[
+        Annotated[Literal["merged", "routed"], Tag("word")] | Annotated[SharedVariant, Tag("keys")], _word_or("keys")
+    ] = "merged"
+    train: VariantTrain | None = None
 
     def spec(self) -> dict[str, Any]:
         """As `bam_core.upcycle.variants.Variant.from_json` reads it, without the name."""
-        found = self.model_dump(exclude_none=True)
+        found = self.model_dump(exclude_none=True, exclude={"train"})
         return found | {"merge": {"method": self.merge}} if isinstance(self.merge, str) else found

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from pipelines.recipe.base import Named, Part
+from pipelines.recipe.data import Planned, PlannedForExpert
+from pipelines.recipe.overrides import Match
+from pipelines.recipe.routing import MaybeRouting, Routing
 from pipelines.recipe.values import Count, Number, Text, Workers
 
 Dtype = Literal["bf16", "fp32", "fp64"]
@@ -55,7 +58,15 @@ class HubText(Licensed):
     column: Text = "text"
 
 
-SOURCES = {
+class ClusterText(Part):
+    """The documents of one cluster of the text that `discover.OF` has divided; its licence is that of the text."""
+
+    kind: Literal["cluster"]
+    of: Text
+    index: Count
+
+
+TEXTS: dict[str, type[Part]] = {
     "python-docs": InstalledText,
     "python-code": InstalledText,
     "python-licences": InstalledText,
@@ -65,6 +76,7 @@ SOURCES = {
     "parquet": FileText,
     "hf": HubText,
 }
+SOURCES = TEXTS | {"cluster": ClusterText}
 LICENCES = {
     "python-docs": "PSF-2.0",
     "python-code": "PSF-2.0",
@@ -84,13 +96,29 @@ def _by_kind(table: Mapping[str, type[Part]]) -> Discriminator:
     return Discriminator(tag)
 
 
-Source = Annotated[
+AnyText = (
     Annotated[InstalledText, Tag("InstalledText")]
     | Annotated[GeneratedMath, Tag("GeneratedMath")]
     | Annotated[FileText, Tag("FileText")]
-    | Annotated[HubText, Tag("HubText")],
-    _by_kind(SOURCES),
-]
+    | Annotated[HubText, Tag("HubText")]
+)
+TextSource = Annotated[AnyText, _by_kind(TEXTS)]
+Source = Annotated[AnyText | Annotated[ClusterText, Tag("ClusterText")], _by_kind(SOURCES)]
+
+
+class Discover(Part):
+    """Domains found in text that has no labels: balanced k-means on tf-idf. n: clusters, numbered from 0.
+
+    balance: what the clusters have equally much of. features: words that are counted. dims: of the space in which
+    documents are compared. seed: of the search for clusters, whatever the recipe's own is.
+    """
+
+    source: TextSource
+    n: Count
+    balance: Literal["bytes", "documents"] = "bytes"
+    features: Count = 20_000
+    dims: Count = 100
+    seed: Count = 0
 
 
 class ExpertOverride(Part):
@@ -177,41 +205,46 @@ class Phase(Part):
     dtype: Dtype = "bf16"
 
 
-def _uniform_or_shares(value: Any) -> str:
-    return "uniform" if isinstance(value, str) else "shares"
-
-
-Shares = Named[Number]
-Data = Annotated[
-    Annotated[Literal["uniform"], Tag("uniform")] | Annotated[Shares, Tag("shares")],
-    Discriminator(_uniform_or_shares),
-]
-
-
 class SeedPhase(Phase):
-    data: Data = "uniform"
+    data: Planned = "uniform"
 
 
 class ExpertPhase(Phase):
     """In `data`, `own` stands for the expert's own domain."""
 
-    data: Shares = Field({"own": 1.0})
+    data: PlannedForExpert = Field({"own": 1.0})
 
 
 class MixturePhase(Phase):
-    """match: train variants on the same `data` (tokens), or on tokens that cost the same compute.
+    """match: train variants on the same `data` (tokens), or on tokens that cost the same compute, or the same seconds.
 
-    The last four are for variants that have such a part: see `bam_core.config.TrainConfig`.
+    match_to: the variant whose compute or seconds it is, the cheapest by default. seconds_per_token: of variants and of
+    `dense`, as measured by `bam pace`.
+
+    From `balance_rate` on they are for variants that have such a part: see `bam_core.config.TrainConfig`.
     """
 
-    data: Data = "uniform"
-    match: Literal["data", "compute"] = "data"
+    data: Planned = "uniform"
+    match: Match = "data"
+    match_to: Text | None = None
+    seconds_per_token: Named[Number] = Field({})
     load_balancing_coef: Number = 0.01
     z_loss_coef: Number = 0.001
     balance_rate: Number = 1e-3
     router_bias_frac: Number = 0.5
     gumbel_rate: Number = 1e-4
     gumbel_min: Number = 0.5
+    router_lr_factor: Number = 1.0
+    attention_lr_factor: Number = 1.0
+    ffn_lr_factor: Number = 1.0
+    shared_lr_factor: Number = 1.0
+    router_freeze_frac: Number = 0.0
+    expert_freeze_frac: Number = 0.0
+    shared_freeze_frac: Number = 0.0
+    attention_soft_frac: Number = 0.0
+    collapse_stop: bool = False
+    collapse_min_load: Number = 0.01
+    collapse_for_frac: Number = 0.1
 
 
 class Phases(Part):
@@ -220,12 +253,45 @@ class Phases(Part):
     mixture: MixturePhase
 
 
+class TaskFile(Part):
+    """A file of tasks (`bam_core.evaluate.task_files`). path: a file or URI. limit: its first items alone.
+
+    execute: run, confined, the code that a model writes. new_tokens: of an answer at most; 0 generates none.
+    """
+
+    path: Text
+    limit: Count | None = None
+    execute: bool = False
+    new_tokens: Count = 128
+
+
+def _with_keys(value: Any) -> Any:
+    if not isinstance(value, str | Mapping | TaskFile):
+        raise ValueError("must be a path or a mapping of keys")
+    return {"path": value} if isinstance(value, str) else value
+
+
+Tasks = Annotated[TaskFile, BeforeValidator(_with_keys, json_schema_input_type=Text | TaskFile)]
+"""A path alone stands for its defaults."""
+
+
 class Evaluate(Part):
-    """tokens: held-out tokens per domain at most."""
+    """tokens: held-out tokens per domain, in whole documents. stride: by how many a window of max_seq_len moves.
+
+    max_overlap: share of a held-out document's runs of 13 words that may occur in training text. max_contaminated:
+    fraction of a domain's held-out documents that may have more. allow_overlap: go on where there are more. routing:
+    what to write down of the mixtures' routers. baselines: variants or stages that the mixtures are compared with.
+    """
 
     tokens: Count = 100_000
-    tasks: list[Text] = Field([])
+    stride: Count | None = None
+    tasks: list[Tasks] = Field([])
     dtype: Dtype = "fp32"
+    max_overlap: Number = 0.5
+    max_contaminated: Number = 0.05
+    allow_overlap: bool = False
+    routing: MaybeRouting = Routing()
+    baselines: list[Text] | None = None
 
 
 class Space(Part):
@@ -245,7 +311,8 @@ class Tune(Part):
 
     tokens: of one trial, as many as the stage's by default. rungs, reduction: at each rung but the last, which is the
     end, the best 1/reduction go on. domains: whose held-out text judges a trial (the expert's own, otherwise all).
-    eval_tokens: of each domain's at most.
+    eval_tokens: of each domain's at most. seeds: with several in the recipe, search for the first and let all use what
+    it found, or search for each.
     """
 
     stage: Text
@@ -256,6 +323,7 @@ class Tune(Part):
     reduction: Count = 3
     domains: list[Text] | None = None
     eval_tokens: Count = 20_000
+    seeds: Literal["first", "each"] = "first"
 
 
 class Group(Part):

@@ -3,7 +3,7 @@
     promote: {require: {average_perplexity: {below: btx}, params_active: {at_most: 500M}}}
 
 A figure of `perplexity.json` is held against a number, or against the same figure of another model that the same
-evaluation scored on the same rows. None of it enters a key: it says nothing of how a model is made.
+evaluation scored on the same documents. None of it enters a key: it says nothing of how a model is made.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema
 from pipelines.recipe.base import Named, Part
 from pipelines.recipe.values import Text, parse_count, parse_number
 
-FIGURES = ("average_perplexity", "params_total", "params_active", "flops_per_token")
+AVERAGES = ("average_perplexity", "token_average_perplexity", "forgetting")
+FIGURES = (*AVERAGES, "params_total", "params_active", "flops_per_token")
 PERPLEXITY = "perplexity."
 """With a domain's name after it: the model's perplexity on that domain."""
 ENSEMBLE = "ensemble"

@@ -61,6 +61,7 @@ def _model(recipe: Recipe, name: str, path: str) -> Iterator[Problem]:
 def scored_models(recipe: Recipe) -> list[str]:
     """The stages whose models `evaluate` scores, and the ensemble where it is asked for."""
     experts = [*(f"expert.{domain}" for domain in recipe.specialists), *map(adopted_name, recipe.adopted.values())]
-    mixtures = [f"{kind}.{name}" for name in recipe.variants for kind in ("mix", "train")]
+    sound = [name for name, variant in recipe.variants.items() if variant is not None]
+    mixtures = list(dict.fromkeys(m for name in sound for m in (f"mix.{recipe.mix_of(name)}", f"train.{name}")))
     dense, ensemble = (["dense"] if recipe.dense else []), ([ENSEMBLE] if recipe.ensemble else [])
     return ["seed", *experts, *mixtures, *dense, *ensemble]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from bam_core.config import TrainConfig
 from bam_core.errors import Problem, nearest
 from bam_core.train.search import KINDS, WHOLE, Space
-from pipelines.recipe import parts
+from pipelines.recipe import data_search, parts
+from pipelines.recipe.data import AdaptiveData
 from pipelines.recipe.document import join
 from pipelines.recipe.schema import Recipe
-from pipelines.recipe.tuning import field_of, phase_of, trained_stages, why_not
+from pipelines.recipe.tuning import field_of, own_keys, phase_of, trained_stages, why_not
 
 
 def tune_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -54,7 +56,8 @@ def _search(recipe: Recipe, search: parts.Tune, here: str) -> Iterator[Problem]:
 def _rungs(recipe: Recipe, search: parts.Tune, here: str) -> Iterator[Problem]:
     """The fewest steps of a trial must have room for the rungs. Skipped where a size is itself wrong."""
     phase = getattr(recipe.phases, phase_of(search.stage or ""), None) if recipe.phases else None
-    tokens, batch = search.tokens or (phase and phase.tokens), phase and phase.batch_tokens
+    own = getattr(own_keys(recipe, search.stage or ""), "tokens", None)
+    tokens, batch = search.tokens or own or (phase and phase.tokens), phase and phase.batch_tokens
     searched = (search.search or {}).get(f"phases.{phase_of(search.stage or '')}.batch_tokens")
     largest = max([*(searched.choice or ())] if searched else [batch or 0], default=0)
     if not tokens or not largest or min(tokens, largest, search.rungs or 0, (search.reduction or 0) - 1) < 1:
@@ -88,7 +91,10 @@ def _key(recipe: Recipe, stage: str | None, key: str, space: parts.Space | None,
 def _values(recipe: Recipe, key: str, space: Space, here: str) -> Iterator[Problem]:
     """The ends of a range, and every choice, as values of the recipe."""
     name = key.split(".")[-1]
-    if key.split(".")[2] == "data":
+    if key.split(".")[2:3] == ["data"]:
+        if not _is_share(recipe, key):
+            yield from _values_of_data(recipe, key, space, here)
+            return
         for value in space.values:
             if value < 0 or (value == 0 and _is_alone(recipe, key)):
                 least = "above 0: the other shares may be 0" if value == 0 else "0 or more"
@@ -122,12 +128,35 @@ def _workers(recipe: Recipe, key: str, rows: int, here: str) -> Iterator[Problem
         yield Problem(here, rows, f"rows of a batch cannot be split over {most} workers")
 
 
-def _is_alone(recipe: Recipe, key: str) -> bool:
-    """Whether no other share of the phase is sure to be above 0."""
+def _data(recipe: Recipe, key: str) -> Any:
     phase = getattr(recipe.phases, key.split(".")[1], None) if recipe.phases else None
-    data = getattr(phase, "data", None)
+    return getattr(phase, "data", None)
+
+
+def _is_share(recipe: Recipe, key: str) -> bool:
+    field = data_search.field_of(_data(recipe, key), key.split(".")[3:], "own")
+    return bool(data_search.searched_domains([field]))
+
+
+def _is_alone(recipe: Recipe, key: str) -> bool:
+    """Whether no other share of its group is sure to be above 0; of shares that adapt all must be."""
+    data, prefix = _data(recipe, key), ".".join(key.split(".")[:3]) + "."
+    if isinstance(data, AdaptiveData):
+        return True
     searched = {other for search in recipe.tune.values() if search for other in search.search or ()}
-    if not isinstance(data, Mapping):
-        data = dict.fromkeys(recipe.domains or (), 1.0)
-    prefix = key.rpartition(".")[0]
-    return not any(share for name, share in data.items() if f"{prefix}.{name}" not in searched)
+    said = list(data_search.shares_said(data, recipe.domains or (), "own"))
+    group = data_search.field_of(data, key.split(".")[3:], "own").rpartition(".")[0]
+    return not any(share for name, its, _, share in said if its == group and prefix + name not in searched)
+
+
+def _values_of_data(recipe: Recipe, key: str, space: Space, here: str) -> Iterator[Problem]:
+    data, prefix = _data(recipe, key), ".".join(key.split(".")[:3]) + "."
+    spaces = {
+        name.removeprefix(prefix): Space.from_json(given)
+        for search in recipe.tune.values()
+        for name, part in ((search and search.search) or {}).items()
+        if name.startswith(prefix) and part is not None and len(given := part.to_json()) == 1
+    }
+    start = data.adaptive.start if isinstance(data, AdaptiveData) and data.adaptive else None
+    n_domains = len(start if isinstance(start, Mapping) else recipe.domains or ())
+    yield from data_search.value_problems(data, key.split(".")[3:], space, here, spaces, n_domains)

@@ -1,7 +1,8 @@
 """Which keys of a recipe can be searched, and which field of which stage's training each of them sets.
 
 `phases.expert.lr` is the field `lr` of every `expert.<domain>` whose domain does not say its own; `own` of
-`phases.expert.data` is the field `shares.<domain>`. Pure arithmetic on names: no value is looked at.
+`phases.expert.data` is the field `shares.<domain>`; `variants.bam.train.lr` is `lr` of `train.bam` alone. Pure
+arithmetic on names: no value is looked at.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pipelines.recipe import data_search
+from pipelines.recipe.overrides import MATCHING, DenseTrain, VariantTrain
 from pipelines.recipe.parts import ExpertOverride, ExpertPhase, MixturePhase, Phase, SeedPhase
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.values import Count, Number
 
 PHASES: dict[str, type[Phase]] = {"seed": SeedPhase, "expert": ExpertPhase, "mixture": MixturePhase}
-ONLY_PHASES = "only numbers of phases and of domains.NAME.expert can be searched"
-FOR_ROUTERS = frozenset(MixturePhase.model_fields) - frozenset(Phase.model_fields) - {"data", "match"}
+ONLY_PHASES = "only numbers of phases, of domains.NAME.expert, of variants.NAME.train and of dense can be searched"
+FOR_ROUTERS = frozenset(MixturePhase.model_fields) - frozenset(Phase.model_fields) - {"data", *MATCHING}
 """A dense model has no use for them."""
 REFUSED = {
     "tokens": "more tokens always look better: `tokens` of the search says what a trial costs",
@@ -45,9 +48,18 @@ def why_not(recipe: Recipe, key: str) -> str | None:
     parts = key.split(".")
     if parts[0] == "phases" and len(parts) >= 3 and parts[1] in PHASES:
         model, name, share = PHASES[parts[1]], parts[2], parts[3:]
-        if name == "data" and len(share) == 1:
+        if name == "data" and share:
             names = {*(recipe.domains or ()), *(["own"] if parts[1] == "expert" else [])}
-            return None if share[0] in names else f"{share[0]!r} is not a domain"
+            data = getattr(getattr(recipe.phases, parts[1], None), "data", None)
+            return data_search.why_not(data, share, names)
+    elif parts[0] == "variants" and len(parts) == 4 and parts[2] == "train":
+        model, name, share = VariantTrain, parts[3], []
+        if parts[1] not in (recipe.variants or ()):
+            return f"{parts[1]!r} is no variant"
+    elif parts[0] == "dense" and len(parts) == 2:
+        model, name, share = DenseTrain, parts[1], []
+        if not recipe.dense:
+            return "this recipe has no dense baseline"
     elif parts[0] == "domains" and len(parts) == 4 and parts[2] == "expert":
         model, name, share = ExpertOverride, parts[3], []
         if parts[1] not in _with_trained_expert(recipe):
@@ -68,19 +80,31 @@ def field_of(recipe: Recipe, stage: str, key: str, searched: Iterable[str] = ())
 
     searched: all keys that some search of the recipe sets: one of a single domain comes before one of all.
     """
-    kind, _, domain = stage.partition(".")
-    group, middle, name, *share = key.split(".")
-    if group == "domains":
-        return share[0] if kind == "expert" and middle == domain else None
+    _, _, domain = stage.partition(".")
+    place, _, last = key.rpartition(".")
+    if not key.startswith("phases."):
+        return last if place == own_place(stage) else None
+    _, middle, name, *share = key.split(".")
     if middle != phase_of(stage) or (stage == "dense" and name in FOR_ROUTERS):
         return None
-    if share:
-        return f"shares.{domain if share[0] == 'own' else share[0]}"
-    if kind == "expert" and name in ExpertOverride.model_fields:
-        own = getattr(recipe.domains[domain], "expert", None)
-        if getattr(own, name, None) is not None or f"domains.{domain}.expert.{name}" in searched:
-            return None
-    return name
+    if getattr(own_keys(recipe, stage), name, None) is not None or f"{own_place(stage)}.{name}" in searched:
+        return None
+    return data_search.field_of(data_of(recipe, stage), share, domain) if share else name
+
+
+def own_place(stage: str) -> str:
+    """Where the recipe says what the stage does differently from its phase; the seed does nothing."""
+    kind, _, name = stage.partition(".")
+    return {"expert": f"domains.{name}.expert", "train": f"variants.{name}.train"}.get(kind, kind)
+
+
+def own_keys(recipe: Recipe, stage: str) -> ExpertOverride | DenseTrain | None:
+    """What it says there. The recipe may have holes."""
+    kind, _, name = stage.partition(".")
+    if kind == "expert":
+        own = getattr((recipe.domains or {}).get(name), "expert", None)
+        return own if isinstance(own, ExpertOverride) else None
+    return recipe.mixture_trainings.get(stage)
 
 
 def tuned_fields(recipe: Recipe, stage: str, before: str | None = None) -> dict[str, dict[str, str]]:
@@ -104,12 +128,12 @@ def without(recipe: Recipe, phase: Mapping[str, Any], stage: str, fields: Mappin
     What the recipe says of a searched key has no effect, so it is in no key either.
     """
     left = {name: value for name, value in phase.items() if name not in fields.values()}
-    own: dict[str, float] = {}
-    data = getattr(recipe.phases, phase_of(stage)).data
-    shares = dict.fromkeys(recipe.domains, 1 / len(recipe.domains)) if isinstance(data, str) else data
-    for name, share in shares.items():
-        if f"phases.{phase_of(stage)}.data.{name}" not in fields:
-            domain = stage.partition(".")[2] if name == "own" else name
-            own[domain] = own.get(domain, 0.0) + share
-    searched = any(field.startswith("shares.") for field in fields.values())
-    return left | {"shares": dict(sorted(own.items()))} if searched else left
+    place = f"phases.{phase_of(stage)}.data."
+    of_data = {key.removeprefix(place): field for key, field in fields.items() if key.startswith(place)}
+    return data_search.unsearched(data_of(recipe, stage), left, recipe.domains, stage.partition(".")[2], of_data)
+
+
+def data_of(recipe: Recipe, stage: str) -> Any:
+    """What the recipe says of the stage's `data`. It may have holes."""
+    own = getattr(own_keys(recipe, stage), "data", None)
+    return own if own is not None else getattr(getattr(recipe.phases, phase_of(stage), None), "data", None)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from bam_core.config import ModelConfig
+from bam_core.config import ModelConfig, SharedExperts
 from bam_core.errors import InvalidInput, Problem
 from bam_core.upcycle.variants import AttentionSpec, FFNSpec, MergeSpec, mixture_config
 from bam_core.upcycle.variants import Variant as CoreVariant
@@ -77,8 +77,15 @@ def _core(name: str, part: mixtures.Variant) -> CoreVariant:
         merge=MergeSpec(**_known(part.merge, MergeSpec))
         if isinstance(part.merge, Part)
         else MergeSpec(part.merge or "mean"),
+        shared=_shared(part.shared),
         **{key: value for key in ("router_init", "router_std") if (value := getattr(part, key)) is not None},
     )
+
+
+def _shared(part: Any) -> Any:
+    if isinstance(part, Part):
+        return SharedExperts(**_known(part, SharedExperts))
+    return SharedExperts() if part == "routed" else "merged"
 
 
 def _known(part: Part, spec: type) -> Mapping[str, Any]:

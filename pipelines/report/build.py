@@ -11,12 +11,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipelines.report import formats
+from pipelines.report.comparisons import compare_models, with_intervals
 from pipelines.report.curves import training_panels
+from pipelines.report.data_path import data_path_panels, data_path_table
 from pipelines.report.findings import ensemble_words, find, ranking, routing_findings
 from pipelines.report.formats import clean, file_name, is_number
 from pipelines.report.heatmaps import HeatMap, heat_maps
 from pipelines.report.inputs import ReportInputs, group
 from pipelines.report.lineage_svg import lineage_panel
+from pipelines.report.overlap import overlap_table
+from pipelines.report.routed import routed
 from pipelines.report.step0 import DISTANCE, StepZero, steps_zero, summary_table
 from pipelines.report.step0 import data_tables as step0_tables
 from pipelines.report.svg import TEMPLATES, Panel, row_of, style_sheet
@@ -28,6 +32,7 @@ from pipelines.report.tables import (
     perplexity_table,
     searches_table,
 )
+from pipelines.report.tasks_table import long_table, task_tables, tasks_words
 
 WIDEST_PHONE = 400
 """A heat map wider than this, in px, scrolls on a phone: shrunk to fit it would be too small to read."""
@@ -35,33 +40,56 @@ WIDEST_PHONE = 400
 
 def build_report(inputs: ReportInputs, out: Path) -> Mapping[str, float]:
     """Write the report into the folder `out` (made if absent). Returns the report's own metrics."""
+    compared = compare_models(inputs)
     shown = {
-        "perplexity": perplexity_table(inputs),
+        "perplexity": with_intervals(perplexity_table(inputs), compared),
+        "comparisons": compared.table,
         "bits_per_byte": bits_per_byte_table(inputs),
         "costs": costs_table(inputs),
         "mixes": mixes_table(inputs),
         "searches": searches_table(inputs),
         "step0_summary": summary_table(inputs),
+        "overlap": overlap_table(inputs),
     }
     curves, maps, lineage = training_panels(inputs), heat_maps(inputs), lineage_panel(inputs.lineage)
     starts = steps_zero(inputs)
-    for table in (*shown.values(), *data_tables(inputs), *step0_tables(inputs)):
+    experts, paths = routed(inputs), data_path_panels(inputs)
+    for table in (
+        *shown.values(),
+        *data_tables(inputs),
+        *step0_tables(inputs),
+        *experts.tables,
+        long_table(inputs),
+        data_path_table(inputs),
+    ):
         if table.rows:
             _write(out / "tables" / f"{table.name}.csv", table.csv())
-    for name, panel in _figures(curves, maps, starts, lineage).items():
+    others = [
+        *compared.panels.items(),
+        *experts.figures(),
+        *((f"data-{file_name(model)}", panel) for model, panel in paths.items()),
+    ]
+    for name, panel in _figures(curves, maps, starts, others, lineage).items():
         _write(out / "figures" / f"{name}.svg", panel.standalone())
     page = _environment().get_template("report.html.j2")
     html = page.render(
         name=clean(inputs.name),
         domains=[clean(domain) for domain in inputs.domain_names],
-        findings=find(inputs),
+        findings=find(inputs, compared.caveats),
+        compared=compared,
         tables=shown,
         n_scored=_n_scored(inputs),
+        scoring=inputs.scoring,
+        overlap=inputs.overlap,
         curves=list(curves.values()),
+        data_paths=list(paths.values()),
         maps=maps,
         starts=starts,
         ensemble=ensemble_words(inputs),
         routing_findings=routing_findings(inputs),
+        experts=experts,
+        task_tables=task_tables(inputs),
+        tasks_words=tasks_words(inputs),
         lineage=lineage,
         costs=_costs(inputs),
         reproduce=_reproduce(inputs),
@@ -88,7 +116,11 @@ def _environment() -> Environment:
 
 
 def _figures(
-    curves: Mapping[str, Panel], maps: Sequence[HeatMap], starts: Sequence[StepZero], lineage: Panel | None
+    curves: Mapping[str, Panel],
+    maps: Sequence[HeatMap],
+    starts: Sequence[StepZero],
+    others: Sequence[tuple[str, Panel]],
+    lineage: Panel | None,
 ) -> dict[str, Panel]:
     """File name without suffix -> drawing. Names that fall together once made safe are numbered."""
     named = [(f"routing-{file_name(item.model)}-{item.router}", item.figure()) for item in maps]
@@ -97,7 +129,7 @@ def _figures(
             title = f"{start.model}: {DISTANCE}"
             named.append((f"step0-{file_name(start.model)}", row_of([start.distance], title=title)))
     figures = dict(curves)
-    for base, panel in named:
+    for base, panel in [*named, *others]:
         wanted, number = base, 1
         while wanted in figures:
             number += 1

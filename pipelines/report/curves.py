@@ -192,7 +192,7 @@ def _path(points: Sequence[tuple[float, float]], axes: _Axes) -> str:
 def _labels(curves: Sequence[Curve], axes: _Axes) -> Iterator[ET.Element]:
     """Names beside the ends of the curves: to their right at the edge of the plot, above them elsewhere."""
     at_edge = [curve for curve in curves if axes.x(curve.end[0]) > axes.right - 20]
-    places = _spread([axes.y(curve.end[1]) + 4 for curve in at_edge])
+    places = spread([axes.y(curve.end[1]) + 4 for curve in at_edge])
     for curve, y in zip(at_edge, places, strict=True):
         name = shortened(curve.name, WIDTH - axes.right - 6)
         yield element("text", name, class_=f"f{curve.colour}", x=axes.right + 6, y=y)
@@ -203,7 +203,7 @@ def _labels(curves: Sequence[Curve], axes: _Axes) -> Iterator[ET.Element]:
             yield element("text", shortened(curve.name, x - LEFT), class_=f"f{curve.colour} end", x=x, y=y - 10)
 
 
-def _spread(heights: Sequence[float]) -> list[float]:
+def spread(heights: Sequence[float]) -> list[float]:
     """The heights, moved apart to at least a line each and kept inside the chart; their order stays."""
     placed = dict.fromkeys(range(len(heights)), 0.0)
     previous = TOP - LINE

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from pipelines.report import formats
 from pipelines.report.formats import change, clean, is_number
 from pipelines.report.inputs import Json, ReportInputs, expert_labels, group, is_of, soft_layers
+from pipelines.report.overlap import overlap_caveats
 
 DEAD = 0.04
 """An FFN expert that gets less than this part of an even share, of every domain's tokens, is called unused."""
@@ -30,8 +31,8 @@ class Findings:
     caveats: tuple[Markup, ...]
 
 
-def find(inputs: ReportInputs) -> Findings:
-    """Rank the models by average perplexity and compare the best with its rivals."""
+def find(inputs: ReportInputs, caveats: Sequence[Markup] = ()) -> Findings:
+    """Rank the models by average perplexity and compare the best with its rivals. caveats: to be told first."""
     ranked = ranking(inputs)
     if not ranked:
         return Findings(Markup("No model has a finite average perplexity."), (), ())
@@ -47,13 +48,15 @@ def find(inputs: ReportInputs) -> Findings:
     text = Markup("{} has the lowest average perplexity: {}").format(code(best), formats.perplexity(score))
     if clauses:
         text += Markup(", against ") + listed(clauses)
-    caveats = (
+    told = (
+        *caveats,
         *(ensemble_words(inputs) if "ensemble" in (best, *rivals) else ()),
         *_size_caveats(inputs, best, rivals),
         *_domain_caveats(inputs, best),
-        *_seed_caveat(models[best]),
+        *overlap_caveats(inputs),
+        *_seed_caveat(models[best], has_intervals=inputs.documents is not None),
     )
-    return Findings(text + Markup("."), tuple(tiles), caveats)
+    return Findings(text + Markup("."), tuple(tiles), told)
 
 
 def ranking(inputs: ReportInputs) -> list[str]:
@@ -70,7 +73,7 @@ def ensemble_words(inputs: ReportInputs) -> list[Markup]:
     experts = [code(expert) for expert in inputs.models["ensemble"].get("experts", ())]
     text = Markup(
         "{} is the branch-train-merge ensemble{}: every token runs through all its models, each weighted by how well"
-        " it predicted the row so far; nothing was trained for it."
+        " it predicted the document so far; nothing was trained for it."
     )
     return [text.format(code("ensemble"), Markup(" of ") + listed(experts) if experts else "")]
 
@@ -152,9 +155,11 @@ def _domain_caveats(inputs: ReportInputs, best: str) -> Iterator[Markup]:
         yield Markup("Not the best everywhere: {} is {}.").format(code(best), listed(better))
 
 
-def _seed_caveat(model: Json) -> Iterator[Markup]:
+def _seed_caveat(model: Json, has_intervals: bool) -> Iterator[Markup]:
     seeds = model.get("seeds")
-    if isinstance(seeds, list) and len(seeds) == 1:
+    if isinstance(seeds, list) and len(seeds) == 1 and has_intervals:
+        yield Markup("One random seed: what another would change is in no interval. Small differences may be chance.")
+    elif isinstance(seeds, list) and len(seeds) == 1:
         yield Markup("One random seed: these differences have no interval. Small ones may be chance.")
 
 

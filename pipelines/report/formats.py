@@ -42,6 +42,11 @@ def percent(value: Any) -> str:
     return number(value, lambda x: f"{100 * x:.0f}%")
 
 
+def gain(value: Any) -> str:
+    """A relative change, which is 0 for none: `+3.1%`."""
+    return change(1 + value, 1) if is_number(value) else number(value, str)
+
+
 def short(value: Any) -> str:
     """Two decimals, or three digits where it is large."""
     return number(value, lambda x: f"{x:.2f}" if abs(x) < 10 else f"{x:.3g}")

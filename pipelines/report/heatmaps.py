@@ -87,7 +87,7 @@ def _rows(shown: Json, figure: str, soft: Sequence[int]) -> Iterator[_Row]:
 def _panel(what: str, domain: str, experts: Sequence[str], rows: Sequence[_Row]) -> Panel:
     width = LEFT + len(experts) * (CELL_W + GAP) + ENTROPY_W
     children = [element("text", shortened(domain, width - LEFT), class_="title", x=LEFT, y=14)]
-    children += heads([_column_name(expert) for expert in experts])
+    children += heads([column_name(expert) for expert in experts])
     children.append(element("text", "entropy", class_="dim small end", x=width, y=36))
     for place, row in enumerate(rows):
         children.append(row_name(place, row.label))
@@ -126,12 +126,18 @@ def cell(place: int, column: int, shade: Any, text: str, told: str) -> Iterator[
     yield element("text", text, class_="small mid", x=x + CELL_W / 2, y=y + 16, pointer_events="none")
 
 
+def own(place: int, column: int) -> ET.Element:
+    """The outline of a cell that is of an expert and its own domain."""
+    box = {"x": _x(column) - 1, "y": _y(place) - 1, "width": CELL_W + 2, "height": CELL_H + 2}
+    return element("rect", class_="own", rx=3, **box)
+
+
 def size(n_rows: int, n_columns: int) -> tuple[float, float]:
     """Width and height of a map without entropies."""
     return _x(n_columns), _y(n_rows)
 
 
-def _column_name(expert: str) -> str:
+def column_name(expert: str) -> str:
     """A label that keeps, when it is cut, what tells a copy or a column group from the others."""
     name, mark, number = expert, "", ""
     for sign in "#/":

@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from bam_core.errors import ArtifactDamaged
+from bam_core.evaluate.resample import DocumentScores
+from pipelines.report.document_files import read_documents
+from pipelines.report.seeds import SEEDS, mean_over_seeds
 
 Json = Mapping[str, Any]
+ROUTED = {"summary": "routing_summary", "knock_out": "knock_out"}
 GROUPS = ("seed", "expert", "dense", "ensemble", "mix", "train")
 """Models are shown in this order; others come last."""
 
@@ -24,6 +28,13 @@ class ReportInputs:
     `training.json`. mixes: `mix.<variant>` -> its `mix.json`. costs: one per stage, {stage, seconds, tokens,
     train_flops, params}. lineage: a graph as `bam lineage --format json` prints it. domains: their order, the
     general one first (default: as in `perplexity`). searches: `tune.<name>` -> {best, trials}, its two files.
+    tasks: the `tasks.json` of evaluate.
+    data_paths: model -> how the shares of its training data changed, of `training.json`.
+    overlap: the file of that name of the stage `overlap`.
+    collapses: model -> the alarms of its training for experts without work. routed: {summary, knock_out}, two files of
+    `routing`.
+    With several seeds `perplexity` is the mean over them; what else there is, is the first one's. documents: each
+    document's loss under every seed, of `documents.parquet`. baselines: models that the others are compared with.
     """
 
     name: str
@@ -35,6 +46,13 @@ class ReportInputs:
     lineage: Json | None = None
     domains: Sequence[str] = ()
     searches: Mapping[str, Json] = field(default_factory=dict)
+    tasks: Json | None = None
+    collapses: Mapping[str, Sequence[Json]] = field(default_factory=dict)
+    routed: Json | None = None
+    overlap: Json | None = None
+    data_paths: Mapping[str, Sequence[Json]] = field(default_factory=dict)
+    documents: DocumentScores | None = None
+    baselines: Sequence[str] = ()
 
     @classmethod
     def read(
@@ -47,22 +65,32 @@ class ReportInputs:
         lineage: Json | None = None,
         domains: Sequence[str] = (),
         searches: Mapping[str, Path] | None = None,
+        routed: Path | None = None,
+        overlap: Path | None = None,
+        other_seeds: Sequence[Path] = (),
+        baselines: Sequence[str] = (),
     ) -> ReportInputs:
-        """Read the files of an `evaluate` artifact, of model folders and of searches (stage name -> folder).
+        """Read the files of an `evaluate` and a `routing` artifact, of model folders and of searches (name -> folder).
 
-        A model folder gives its `training.json` and its `mix.json` where it has them.
+        other_seeds: the `evaluate` artifacts of further seeds. A model folder gives its `training.json` and its
+        `mix.json` where it has them.
         Raises ArtifactDamaged, naming the file that is missing or is not what it should be.
         """
         histories = {model: _read(folder / "training.json") for model, folder in models.items()}
         mixes = {model: _read(folder / "mix.json") for model, folder in models.items()}
-        perplexity = _read(evaluate / "perplexity.json")
-        if not isinstance(perplexity, Mapping) or not isinstance(perplexity.get("models"), Mapping):
-            raise ArtifactDamaged(f"{evaluate / 'perplexity.json'}: has no models to report on")
+        scores = {folder: _perplexity(folder) for folder in (evaluate, *other_seeds)}
         return cls(
             name=name,
-            perplexity=perplexity,
+            perplexity=mean_over_seeds(list(scores.values())),
+            documents=_documents(scores),
+            baselines=baselines,
             routing=_read(evaluate / "routing.json"),
+            tasks=_read(evaluate / "tasks.json"),
             training={model: data["history"] for model, data in histories.items() if data},
+            collapses={model: found for model, data in histories.items() if (found := (data or {}).get("collapse"))},
+            data_paths={model: found for model, data in histories.items() if (found := (data or {}).get("data_path"))},
+            routed={name: _read(routed / f"{file}.json") for name, file in ROUTED.items()} if routed else None,
+            overlap=_read(overlap / "overlap.json") if overlap else None,
             mixes={model: data for model, data in mixes.items() if data},
             costs=costs,
             lineage=lineage,
@@ -72,6 +100,12 @@ class ReportInputs:
                 for name, folder in (searches or {}).items()
             },
         )
+
+    @property
+    def scoring(self) -> Json | None:
+        """{context, stride} in tokens, by which documents were scored; None of an older evaluation, of rows."""
+        found: Json | None = self.perplexity.get("scoring")
+        return found
 
     @property
     def models(self) -> dict[str, Json]:
@@ -126,6 +160,27 @@ def in_order(models: Mapping[str, Any], domains: Sequence[str] = ()) -> list[str
         return groups.index(group(name)), list(domains).index(domain) if is_listed else len(domains)
 
     return sorted(models, key=place)
+
+
+def _perplexity(evaluate: Path) -> Json:
+    found = _read(evaluate / "perplexity.json")
+    if not isinstance(found, Mapping) or not isinstance(found.get("models"), Mapping):
+        raise ArtifactDamaged(f"{evaluate / 'perplexity.json'}: has no models to report on")
+    return found
+
+
+def _documents(scores: Mapping[Path, Json]) -> DocumentScores | None:
+    """Of all seeds; None of evaluations that wrote none, as older ones did."""
+    files = {_seed(found, place): folder / "documents.parquet" for place, (folder, found) in enumerate(scores.items())}
+    if not any(file.exists() for file in files.values()):
+        return None
+    return read_documents(files)
+
+
+def _seed(perplexity: Json, place: int) -> int:
+    """The seed of an evaluation; its place among them where it does not say."""
+    seeds = [seed for model in perplexity["models"].values() for seed in model.get(SEEDS, ())]
+    return int(seeds[0]) if seeds else place
 
 
 def _read(path: Path) -> Any:

@@ -52,7 +52,10 @@ def summary_table(inputs: ReportInputs) -> Table:
         Column("ffn_shrink", "FFN shrink", formats.bits),
         Column("distance", "distance after the last layer", formats.short),
     )
-    return Table("step0_summary", columns, tuple(_summary(*item) for item in _reports(inputs).items()))
+    rows = tuple(_summary(*item) for item in _reports(inputs).items())
+    if any(row["shared_accuracy"] is not None for row in rows):
+        columns += (Column("shared_accuracy", "accuracy of the shared router", formats.percent),)
+    return Table("step0_summary", columns, rows)
 
 
 def data_tables(inputs: ReportInputs) -> Iterable[Table]:
@@ -136,6 +139,7 @@ def _summary(model: str, report: Json) -> Json:
         "average": perplexity.get("mixture", {}).get("average"),
         "seed": perplexity.get(report.get("seed"), {}).get("average"),
         "distance": _mean(last.values()),
+        "shared_accuracy": (report.get("shared") or {}).get("accuracy"),
         **means,
     }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -86,6 +86,12 @@ def row_of(panels: Sequence[Panel], gap: float = 16, title: str = "") -> Panel:
         x += panel.width + gap
     height = top + max(panel.height for panel in panels)
     return Panel(max(x - gap, CHAR * len(title)), height, title or panels[0].label, tuple(children))
+
+
+def equally_wide(panels: Sequence[Panel]) -> tuple[Panel, ...]:
+    """The panels with room on the right of all but the widest: in a grid they are drawn at one scale."""
+    widest = max((panel.width for panel in panels), default=0.0)
+    return tuple(replace(panel, width=widest) for panel in panels)
 
 
 def shortened(text: str, width: float) -> str:

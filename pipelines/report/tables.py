@@ -83,6 +83,8 @@ def perplexity_table(inputs: ReportInputs) -> Table:
     domains = [Column(f"perplexity.{name}", name, formats.perplexity, best=True) for name in inputs.domain_names]
     figures = [
         Column("average_perplexity", "average", formats.perplexity, best=True),
+        Column("token_average_perplexity", "by token", formats.perplexity, csv_only=True),
+        Column("forgetting", "forgetting", formats.gain, csv_only=True),
         Column("params_total", "params", formats.count),
         Column("params_active", "active", formats.count),
         Column("flops_per_token", "FLOPs/token", formats.flops),
@@ -101,8 +103,16 @@ def perplexity_table(inputs: ReportInputs) -> Table:
 
 def bits_per_byte_table(inputs: ReportInputs) -> Table:
     domains = [Column(f"bits_per_byte.{name}", name, formats.bits, best=True) for name in inputs.domain_names]
-    rows = [{"model": name} | _by_domain(model, "bits_per_byte") for name, model in inputs.models.items()]
-    return Table("bits_per_byte", (Column("model", "model"), *domains), tuple(rows))
+    totals = [
+        Column("token_average_perplexity", "perplexity by token", formats.perplexity, best=True),
+        Column("forgetting", "forgetting", formats.gain),
+    ]
+    rows = [
+        {"model": name} | _by_domain(model, "bits_per_byte") | {c.key: model.get(c.key) for c in totals}
+        for name, model in inputs.models.items()
+    ]
+    found = [column for column in totals if any(row.get(column.key) is not None for row in rows)]
+    return Table("bits_per_byte", (Column("model", "model"), *domains, *found), tuple(rows))
 
 
 def costs_table(inputs: ReportInputs) -> Table:

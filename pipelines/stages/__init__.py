@@ -25,16 +25,19 @@ class StageKind:
 
 
 KINDS: dict[str, StageKind] = {
+    "discover": StageKind("discover", 1),
     "tokenizer": StageKind("tokenizer", 1),
     "data": StageKind("data", 1),
+    "overlap": StageKind("overlap", 1),
     "seed": StageKind("seed", 1, trains=True),
     "expert": StageKind("expert", 1, trains=True),
     "adopt": StageKind("adopt", 1),
     "tune": StageKind("tune", 1),
     "mix": StageKind("mix", 2),
-    "edit": StageKind("edit", 1),
+    "edit": StageKind("edit", 2),
     "train": StageKind("train", 1, trains=True),
     "dense": StageKind("dense", 1, trains=True),
-    "evaluate": StageKind("evaluate", 2),
-    "report": StageKind("report", 2),
+    "evaluate": StageKind("evaluate", 3),
+    "routing": StageKind("routing", 1),
+    "report": StageKind("report", 3),
 }

@@ -12,13 +12,17 @@ from bam_core.config import ModelConfig
 from bam_core.documents import read_json
 from bam_core.graph.record import Record
 from bam_core.protocols import StageContext
+from pipelines.stages.inputs import REFERENCE
 
 MIX_FILE = "mix.json"
 
 
 def subject_of(context: StageContext, config: ModelConfig, **more: Any) -> Subject:
-    """config: of the model that the stage makes. more: other fields of the subject."""
-    inputs = {role: record.ref for role, record in context.records.items()}
+    """config: of the model that the stage makes. more: other fields of the subject.
+
+    Models that a training is only compared with are none that it is made from.
+    """
+    inputs = {role: record.ref for role, record in context.records.items() if not role.startswith(REFERENCE)}
     subject = Subject(
         stage=context.stage,
         key=context.key,

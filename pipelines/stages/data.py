@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from bam_core.data.discover import CLUSTERS_FILE, of_cluster
 from bam_core.data.packing import pack
 from bam_core.data.shards import write_shards
 from bam_core.data.text import size_bytes, split
@@ -21,7 +22,12 @@ def run(context: StageContext) -> Mapping[str, Any]:
     config = context.config
     seq_len = config["seq_len"]
     tokenizer = Tokenizer.load(context.inputs["tokenizer"] / "tokenizer.json")
-    parts = split(context.sources.read(context.runtime["source"]), config["valid_frac"], config["max_bytes"])
+    documents = documents_of(context, context.runtime["source"], config)
+    try:
+        parts = split(documents, config["valid_frac"], config["max_bytes"])
+    except InvalidInput as error:  # of the source, or of what is made of it
+        here = f"domains.{config['domain']}{'.source' if error.where == 'source' else ''}"
+        raise InvalidInput("recipe", [problem.under(here) for problem in error.problems]) from error
     require_planned_text(context, context.runtime["source"], config["source"]["digest"])
     stats: dict[str, Any] = {"duplicates_dropped": parts.n_duplicates}
     for name, documents in (("train", parts.train), ("valid", parts.valid)):
@@ -39,6 +45,14 @@ def run(context: StageContext) -> Mapping[str, Any]:
         }
     (context.out / "stats.json").write_text(json.dumps(stats, indent=1) + "\n")
     return {f"{name}_{what}": stats[name][what] for name in ("train", "valid") for what in ("documents", "tokens")}
+
+
+def documents_of(context: StageContext, source: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[Document]:
+    """A domain's documents: all of a source, or those of one cluster. facts: what defines the domain's text."""
+    documents, cluster = context.sources.read(source), facts.get("cluster")
+    if cluster is None:
+        return documents
+    return of_cluster(context.inputs[f"discover.{cluster['of']}"] / CLUSTERS_FILE, cluster["index"], documents)
 
 
 def require_planned_text(context: StageContext, source: Mapping[str, Any], digest: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ import torch
 from bam_core.card import model_card
 from bam_core.checkpoint import CARD, load_model, open_tensors, read_config, write_model
 from bam_core.data.shards import ShardedRows
-from bam_core.evaluate.perplexity import score
+from bam_core.data.tokenize import Tokenizer
+from bam_core.evaluate.documents import Chosen, Documents, choose
+from bam_core.evaluate.strided import score_documents
 from bam_core.nn.costs import params_active, params_total
 from bam_core.nn.lm import LM
 from bam_core.protocols import StageContext
@@ -49,6 +52,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
         provenance={"stage": context.stage, "key": context.key, **carrying(subject_of(context, edit.target).texts)},
     )
     rows = _rows(context)
+    texts = _chosen(rows, base, config["tokens"])
     before, after = load_model(base).eval(), load_model(context.out).eval()
     report = {
         "operation": config["operation"],
@@ -58,8 +62,8 @@ def run(context: StageContext) -> Mapping[str, Any]:
         "experts": {"before": list(before.config.experts), "after": list(after.config.experts)},
         **({"router_row": config["router_row"]} if "router_row" in config else {}),
         "perplexity": {
-            "before": _perplexities(before, rows, config["tokens"]),
-            "after": _perplexities(after, rows, config["tokens"]),
+            "before": _perplexities(before, texts),
+            "after": _perplexities(after, texts),
         },
         "logit_difference": _logit_difference(before, after, rows),
         "tensors": tensors,
@@ -82,9 +86,18 @@ def _rows(context: StageContext) -> dict[str, ShardedRows]:
     return {role.removeprefix("data."): ShardedRows(context.inputs[role] / "valid") for role in roles}
 
 
-def _perplexities(model: LM, rows: Mapping[str, ShardedRows], max_tokens: int) -> dict[str, float]:
-    """Domain -> perplexity of held-out text."""
-    return {domain: score(model, found, max_tokens)[0].perplexity for domain, found in rows.items()}
+def _chosen(rows: Mapping[str, ShardedRows], base: Path, max_tokens: int) -> dict[str, Chosen]:
+    """Domain -> the documents that a recipe's `evaluate` would score with as many tokens."""
+    if not rows:
+        return {}
+    token_bytes = Tokenizer.load(base / "tokenizer.json").token_bytes
+    return {domain: choose(Documents.of(found, token_bytes), max_tokens) for domain, found in rows.items()}
+
+
+def _perplexities(model: LM, texts: Mapping[str, Chosen]) -> dict[str, float]:
+    """Domain -> perplexity of held-out documents, with the stride that is a recipe's default."""
+    stride = max(1, model.config.max_seq_len // 2)
+    return {domain: score_documents(model, chosen, stride).total.perplexity for domain, chosen in texts.items()}
 
 
 @torch.inference_mode()
@@ -95,7 +108,8 @@ def _logit_difference(before: LM, after: LM, rows: Mapping[str, ShardedRows]) ->
     texts = [found[np.arange(i, i + 1)] for found in rows.values() for i in range(min(ROWS_COMPARED, len(found)))]
     worst = 0.0
     for tokens_BT in [torch.from_numpy(text)[:, :-1] for text in texts] or [any_T[None]]:
-        was, now = (model.logits(model(tokens_BT).hidden_BTD) for model in (before, after))
+        outputs = [(model, model(tokens_BT)) for model in (before, after)]
+        was, now = (model.logits(output.hidden_BTD, output.mix_BTE) for model, output in outputs)
         worst = max(worst, (was - now).abs().max().item())
     return worst
 

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 
 from bam_core.errors import InvalidInput, Problem
 from bam_core.graph.record import Record, artifact_digest
-from bam_core.graph.stage import Stage
+from bam_core.graph.stage import Stage, kind_of
 from pipelines.stages import KINDS
 
 TOKENIZER = "tokenizer.json"
+REFERENCE = "reference."
+"""With a domain's name after it: the role of the model that a training compares its loss on this domain with."""
 
 
 def require_fitting(stage: Stage, records: Mapping[str, Record]) -> None:
@@ -42,7 +44,7 @@ def _of_other_seed(stage: Stage, records: Mapping[str, Record]) -> Iterator[Prob
     if stage.function != "mix":
         return
     starts = {role: record.inputs["seed"] for role, record in records.items() if "seed" in record.inputs}
-    branched = {role: start.digest for role, start in starts.items() if start.stage == "seed"}
+    branched = {role: start.digest for role, start in starts.items() if kind_of(start.stage) == "seed"}
     seed = records.get("seed")
     wanted = seed.digest if seed is not None else next(iter(branched.values()), None)
     for role, digest in branched.items():
@@ -61,7 +63,7 @@ def _tokenizer(record: Record) -> str | None:
 
 
 def _kind(stage: str) -> str:
-    function = stage.partition(".")[0]
+    function = kind_of(stage)
     is_model = function in ("mix", "edit", "adopted") or (function in KINDS and KINDS[function].trains)
     return "model" if is_model else function
 

@@ -103,11 +103,15 @@ def _shard_bytes(dense: ReopenedTensors) -> int:
 def _metrics(context: StageContext, target: ModelConfig, made: Mapping[str, Any]) -> dict[str, Any]:
     models = [record.metrics for role, record in context.records.items() if not role.startswith("data.")]
     perplexity = made["step0"]["perplexity"]["mixture"]["average"]
+    accuracy = made["step0"].get("shared", {}).get("accuracy")
     return {
         "params_total": params_total(target),
         "params_active": params_active(target),
-        "worst_expert_difference": max(expert["max_abs_diff"] for expert in made["experts"].values()),
+        "worst_expert_difference": max(
+            expert["max_abs_diff"] for part in ("experts", "shared") for expert in made.get(part, {}).values()
+        ),
         **({} if perplexity is None else {"step0_perplexity": perplexity}),
+        **({"shared_router_accuracy": accuracy} if accuracy is not None else {}),
         "lineage_tokens": sum(metrics["train_tokens"] for metrics in models),
         "lineage_flops": sum(metrics["train_flops"] for metrics in models),
     }

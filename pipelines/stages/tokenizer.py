@@ -10,7 +10,7 @@ from bam_core.data.text import split
 from bam_core.data.tokenize import Tokenizer, train_bpe
 from bam_core.errors import UsageError
 from bam_core.protocols import StageContext
-from pipelines.stages.data import require_planned_text
+from pipelines.stages.data import documents_of, require_planned_text
 
 
 def run(context: StageContext) -> Mapping[str, Any]:
@@ -32,6 +32,6 @@ def _texts(context: StageContext) -> Iterator[str]:
     """Training documents only: held-out text shapes nothing, not even the vocabulary."""
     for domain, spec in context.runtime["sources"].items():
         facts = context.config["domains"][domain]
-        parts = split(context.sources.read(spec), facts["valid_frac"], max_bytes=facts["max_bytes"])
+        parts = split(documents_of(context, spec, facts), facts["valid_frac"], max_bytes=facts["max_bytes"])
         require_planned_text(context, spec, facts["source"]["digest"])
         yield from (document.text for document in parts.train)

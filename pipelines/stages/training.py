@@ -6,7 +6,7 @@ An expert's own worker group branches the seed: it opens the seed's weights and 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,6 @@ from torch import Tensor
 from bam_core.card import Subject, model_card
 from bam_core.checkpoint import load_model, open_tensors, read_config, write_model
 from bam_core.config import ModelConfig, TrainConfig
-from bam_core.data.mixture import DomainMixture
-from bam_core.data.shards import ShardedRows
 from bam_core.documents import read_json
 from bam_core.errors import UsageError
 from bam_core.nn.costs import params_active, params_total, training_flops
@@ -32,6 +30,8 @@ from bam_core.train.search import with_values
 from bam_core.train.sharded import Weights
 from bam_core.train.state import Progress
 from pipelines.stages.cards import carrying, mixed_of, subject_of
+from pipelines.stages.feeding import cost_of_judging, data_path, feed
+from pipelines.stages.inputs import REFERENCE
 
 HISTORY_FILE = "training.json"
 BEST_FILE = "best.json"
@@ -79,12 +79,12 @@ def train_loop(worker: TrainWorker, config: Mapping[str, Any]) -> Trained:
         model, tokenizer, weights = open_sharded(worker, config["start"])
     else:
         model, tokenizer = open_model(worker, config["start"])
-    domains = [domain for domain, share in phase.shares.items() if share > 0]
-    rows = {domain: ShardedRows(worker.inputs[f"data.{domain}"] / "train") for domain in domains}
-    batches = DomainMixture(rows, phase.shares, phase.seed)
-    optimizer, progress = train(model, batches, phase, worker, pace, weights)
-    figures = _figures(model.config, phase, progress, config["ancestors"])
-    write = _ModelWriter(model.config, progress, tokenizer, replace(config["subject"], figures=figures))
+    batches, judge = feed(worker, phase, pace)
+    optimizer, progress = train(model, batches, phase, worker, pace, weights, judge)
+    judging = cost_of_judging(worker, model.config, phase, judge)
+    figures = _figures(model.config, phase, progress, config["ancestors"], judging)
+    subject, path = replace(config["subject"], figures=figures), data_path(phase, batches, progress)
+    write = _ModelWriter(model.config, progress, tokenizer, subject, path)
     if optimizer.sharded:
         return Trained(figures, write_gathered(worker, optimizer, write))
     return Trained(figures, partial(write, tensors=optimizer.masters()))
@@ -116,10 +116,11 @@ def open_sharded(worker: TrainWorker, start: Mapping[str, Any]) -> tuple[LM, Pat
 
 
 def _figures(
-    model: ModelConfig, phase: TrainConfig, progress: Progress, ancestors: Mapping[str, float]
+    model: ModelConfig, phase: TrainConfig, progress: Progress, ancestors: Mapping[str, float], judging: int
 ) -> dict[str, Any]:
+    """judging: FLOPs of measuring the losses that shares follow."""
     tokens = phase.n_steps * phase.batch_tokens
-    flops = training_flops(model, tokens, phase.seq_len)
+    flops = training_flops(model, tokens, phase.seq_len) + judging
     return {
         "loss": progress.history[-1]["loss"],
         "train_tokens": tokens,
@@ -132,8 +133,9 @@ def _figures(
 
 
 def _ancestor_costs(context: StageContext) -> dict[str, float]:
-    """Tokens and FLOPs that went into the models this stage starts from."""
-    models = [record.metrics for role, record in context.records.items() if not role.startswith("data.")]
+    """Tokens and FLOPs that went into the models this stage starts from; those that it is compared with are no such."""
+    others = ("data.", REFERENCE)
+    models = [record.metrics for role, record in context.records.items() if not role.startswith(others)]
     return {
         "tokens": sum(metrics.get("lineage_tokens", 0) for metrics in models),
         "flops": sum(metrics.get("lineage_flops", 0) for metrics in models),
@@ -148,10 +150,15 @@ class _ModelWriter:
     progress: Progress
     tokenizer: Path
     subject: Subject
+    data_path: Sequence[Mapping[str, Any]] = ()
 
     def __call__(self, folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
         card, texts = model_card(self.subject), carrying(self.subject.texts)
         write_model(folder, self.model, tensors, tokenizer=self.tokenizer, card=card, provenance=texts)
         figures, phase = dict(self.subject.figures), dict(self.subject.phase)
         training = {"history": self.progress.history, "figures": figures, "phase": phase}
+        if alarms := self.progress.collapse.get("alarms"):
+            training["collapse"] = alarms
+        if self.data_path:
+            training["data_path"] = list(self.data_path)
         (folder / HISTORY_FILE).write_text(json.dumps(training, indent=1) + "\n")

@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 
 from bam_core.checkpoint import read_config
 from bam_core.config import ModelConfig, TrainConfig
-from bam_core.data.mixture import DomainMixture
 from bam_core.data.shards import ShardedRows
 from bam_core.documents import read_json
 from bam_core.errors import TrainingDiverged
@@ -30,6 +29,7 @@ from bam_core.nn.lm import LM
 from bam_core.protocols import Halving, Metrics, StageContext, Trained, TrainWorker, Trial, TrialEnd
 from bam_core.train.loop import Pace, train
 from bam_core.train.search import Space, best, losses_as_metrics, rung_steps, sample, with_values
+from pipelines.stages.feeding import feed
 from pipelines.stages.training import BEST_FILE, open_model, tuned_phase
 
 LOSSES_FILE = "losses.json"
@@ -85,12 +85,11 @@ def trial_loop(worker: TrainWorker, config: Mapping[str, Any]) -> Trained:
     """What every rank of a trial runs. It leaves no files: what counts is how it was judged."""
     phase = TrainConfig.from_json(config["phase"])
     model, _ = open_model(worker, config["start"])
-    trained_on = [domain for domain, share in phase.shares.items() if share > 0]
-    rows = {domain: ShardedRows(worker.inputs[f"data.{domain}"] / "train") for domain in trained_on}
-    judge = _Judge(worker, model, config)
-    pace = Pace(**config["pace"], judged_at=judge.steps[:-1])
-    train(model, DomainMixture(rows, phase.shares, phase.seed), phase, judge, pace)
-    return Trained({"losses": [*judge.losses, judge.loss()]}, _write_nothing)
+    judged = _Judge(worker, model, config)
+    pace = Pace(**config["pace"], judged_at=judged.steps[:-1])
+    batches, adapts = feed(worker, phase, pace)
+    train(model, batches, phase, judged, pace, judge=adapts)
+    return Trained({"losses": [*judged.losses, judged.loss()]}, _write_nothing)
 
 
 def _write_nothing(folder: Path) -> None:

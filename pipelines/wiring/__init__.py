@@ -12,10 +12,13 @@ from pipelines.wiring.extracting import Extracted, extract_expert
 from pipelines.wiring.jobs import CONTINUES, Job, RayJobs, Submission, Submitted, open_jobs, submit
 from pipelines.wiring.looking import Check, doctor, generate, lineage
 from pipelines.wiring.origins import blame
+from pipelines.wiring.pacing import measure_paces
 from pipelines.wiring.planning import Plan, make_plan
 from pipelines.wiring.promoting import Promotion, promote
 from pipelines.wiring.running import run, run_stage
+from pipelines.wiring.scoring import TaskResults, lm_eval, score_files
 from pipelines.wiring.settings import Settings, open_store, open_tracker
+from pipelines.wiring.tabulating import study_results
 from pipelines.wiring.tracking import lineage_from_mlflow, lineage_sync, serve_ui
 from pipelines.wiring.verifying import Checked, Verified, make_keys, verify
 
@@ -34,6 +37,7 @@ __all__ = [
     "Settings",
     "Submission",
     "Submitted",
+    "TaskResults",
     "Verified",
     "add_expert",
     "adopt_expert",
@@ -46,9 +50,11 @@ __all__ = [
     "lineage",
     "lineage_from_mlflow",
     "lineage_sync",
+    "lm_eval",
     "make_keys",
     "make_plan",
     "mask_text",
+    "measure_paces",
     "open_jobs",
     "open_store",
     "open_tracker",
@@ -56,7 +62,9 @@ __all__ = [
     "remove_expert",
     "run",
     "run_stage",
+    "score_files",
     "serve_ui",
+    "study_results",
     "submit",
     "verify",
 ]

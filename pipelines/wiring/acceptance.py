@@ -9,6 +9,7 @@ from bam_core.documents import read_json
 from bam_core.errors import ArtifactDamaged, BamError
 from bam_core.graph.record import Record
 from bam_core.graph.runs import Run
+from bam_core.graph.stage import StageName, kind_of
 from infra.store import ArtifactStore
 from pipelines.recipe import Recipe
 from pipelines.recipe.promotion import NotJudged, Promote, judge, rule_of_run
@@ -56,9 +57,12 @@ def asked_of(record: Record, store: ArtifactStore, recipe: Recipe | None, given:
 
 def _how_to_evaluate(record: Record, run: Run | None, recipe: str | None) -> str:
     """The command that scores exactly this artifact, in words."""
-    scored = run.stages["evaluate"].inputs if run is not None and "evaluate" in run.stages else {}
-    role = record.stage if record.stage in scored or not scored else "MODEL"
-    command = f"bam stage evaluate {recipe or 'RECIPE'} --with-deps --input {role}={name_of(record.ref)}"
+    named = StageName.parse(record.stage)
+    judge = str(StageName("evaluate", seed=named.seed))
+    judge = judge if run is not None and judge in run.stages else "evaluate"
+    scored = run.stages[judge].inputs if run is not None and judge in run.stages else {}
+    role = named.plain if named.plain in scored or not scored else "MODEL"
+    command = f"bam stage {judge} {recipe or 'RECIPE'} --with-deps --input {role}={name_of(record.ref)}"
     note = f" (MODEL: in whose place it is scored, such as {next(iter(scored))})" if role == "MODEL" else ""
     return f"`{command}`{note}"
 
@@ -91,5 +95,5 @@ def judged(record: Record, asked: Asked, store: ArtifactStore, known: Known) -> 
 
 def _roles(made: Record, record: Record) -> Iterator[str]:
     """Under which names an evaluation has scored exactly this artifact."""
-    if made.stage.partition(".")[0] == "evaluate":
+    if kind_of(made.stage) == "evaluate":
         yield from (role for role, ref in made.inputs.items() if ref == record.ref)

@@ -24,6 +24,7 @@ from bam_core.config import ModelConfig
 from bam_core.errors import ArtifactDamaged
 from bam_core.graph.record import Record
 from bam_core.graph.runs import Run
+from bam_core.graph.stage import kind_of
 from infra.adopting import foreign_records
 from infra.record_files import artifact_folder
 from infra.store import ArtifactStore
@@ -123,7 +124,8 @@ def _run_of(record: Record, runs: Sequence[Run]) -> Run | None:
 
 def _evaluation(store: ArtifactStore, record: Record, known: Known) -> Evaluation | None:
     """The newest that scored these very bytes."""
-    done = [other for other in known.values() if other.stage == "evaluate" and scored_as(record, other) is not None]
+    judges = [other for other in known.values() if kind_of(other.stage) == "evaluate"]
+    done = [other for other in judges if scored_as(record, other) is not None]
     for evaluate in sorted(done, key=lambda other: other.ended, reverse=True):
         found = Evaluation.of(record, evaluate, _document(store, evaluate, "perplexity.json") or {})
         if found is not None:

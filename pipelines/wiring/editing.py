@@ -10,7 +10,7 @@ from bam_core.documents import read_json
 from bam_core.errors import InvalidInput, Problem
 from bam_core.graph.key import key12
 from bam_core.graph.record import Record
-from bam_core.graph.stage import Stage
+from bam_core.graph.stage import Stage, StageName, kind_of
 from infra.store import ArtifactStore
 from pipelines.runner import Display, RunResult
 from pipelines.stages import KINDS
@@ -111,7 +111,7 @@ def _of_another_seed(base: Record, expert: Record, known: Known) -> Iterator[Pro
             key12(ref.key)
             for made in (model, *upstream(model, known))
             for ref in (made.ref, *made.inputs.values())
-            if ref.stage == "seed"
+            if kind_of(ref.stage) == "seed"
         }
         for model in (base, expert)
     ]
@@ -138,4 +138,6 @@ def _mixed(record: Record | None, known: Known) -> Record | None:
 
 
 def _short(record: Record) -> str:
-    return record.stage.partition(".")[2] or record.stage
+    """`bam` of `train.bam`, `bam-s1` of `train.bam.s1`: a name has no dot."""
+    named = StageName.parse(record.stage)
+    return "-".join([named.name or named.kind, *([f"s{named.seed}"] if named.seed is not None else [])])

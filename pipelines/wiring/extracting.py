@@ -14,6 +14,7 @@ from bam_core.documents import read_json
 from bam_core.errors import UsageError
 from bam_core.graph.adopted import origin_words
 from bam_core.graph.record import InputRef, Record
+from bam_core.graph.stage import kind_of
 from infra.store import ArtifactStore
 from pipelines.wiring.origins import Known, known_records, model_record, name_of, whole_folder
 from pipelines.wiring.settings import Settings, open_store
@@ -114,7 +115,7 @@ def _entry(record: Record, name: str, known: Known, store: ArtifactStore) -> _En
     trained = False
     here: Record | None = record
     while here is not None:
-        kind = here.stage.partition(".")[0]
+        kind = kind_of(here.stage)
         if kind == "mix":
             mix = read_json(store.localize(here) / "mix.json")
             parent = here.inputs.get(dict(mix["experts"]).get(name, ""))

@@ -96,7 +96,7 @@ def submit(
     _check_stages(recipe, selection, asked)
     store, tracking_uri = _places(settings)
     jobs = open_jobs(settings)
-    document = _absolute(recipe.model_dump(mode="json", exclude_none=True))
+    document = _absolute(recipe.to_json())
     files = {RECIPE: yaml.safe_dump(document, sort_keys=False).encode(), START: _start()}
     package = job_package(files)
     words = [*asked.command, RECIPE, *asked.options, "--store", store]
@@ -129,7 +129,8 @@ def submit(
 def _check_stages(recipe: Recipe, selection: Selection, asked: Submission) -> None:
     """A misspelt name is told here, not by the job. Names do not depend on what the texts hold."""
     adopted: bam.Adopted = {name: {} for name in recipe.adopted.values()}
-    pipeline = bam.build(recipe, dict.fromkeys([*recipe.domains, "tokenizer"], ""), adopted)
+    tasks = [bam.task_digest(number) for number in range(len(recipe.evaluate.tasks))]
+    pipeline = bam.build(recipe, dict.fromkeys([*recipe.texts, "tokenizer", *tasks], ""), adopted)
     selection.stages(pipeline)
     selection.forced(pipeline)
     for name in asked.command[1:]:

@@ -40,23 +40,28 @@ def generate(
     seed: int = 0,
 ) -> str:
     """Continue `prompt` with a model. Raises UsageError if `ref` is no model."""
-    store = open_store(settings)
-    record = refs.resolve(ref, store.records())
-    if not any(output.path == "config.json" for output in record.outputs):
-        raise UsageError(f"{ref}: {record.stage} makes no model; try one of seed, expert.*, train.*")
+    _, folder = model_folder(ref, settings)
     import torch
 
     from bam_core.checkpoint import load_model
     from bam_core.data.tokenize import Tokenizer
     from bam_core.nn.generate import generate as continue_tokens
 
-    folder = store.localize(record)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     tokens = torch.tensor([tokenizer.eos_id, *tokenizer.encode_batch([prompt])[0]])
     model = load_model(folder).eval()
     sampling = {"temperature": temperature, "top_p": top_p}
     new = continue_tokens(model, tokens, max_new_tokens, **sampling, seed=seed, eos_id=tokenizer.eos_id)
     return tokenizer.decode(new)
+
+
+def model_folder(ref: str, settings: Settings) -> tuple[str, Path]:
+    """`stage@key12` of a model, and a local folder with its files. Raises UsageError if `ref` is no model."""
+    store = open_store(settings)
+    record = refs.resolve(ref, store.records())
+    if not any(output.path == "config.json" for output in record.outputs):
+        raise UsageError(f"{ref}: {record.stage} makes no model; try one of seed, expert.*, train.*")
+    return f"{record.stage}@{record.key[:12]}", store.localize(record)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from bam_core.errors import ArtifactDamaged
 from bam_core.graph.holdings import is_collected
 from bam_core.graph.plan import Decision
 from bam_core.graph.runs import Run, RunStage
-from infra.provenance import capture, mask_values
+from infra.provenance import capture
 from infra.store import ArtifactStore
 from pipelines.recipe import Recipe
 from pipelines.wiring.planning import N_TOGETHER, Plan
@@ -25,8 +25,7 @@ def run_on_record(name: str, recipe: Recipe, made: Plan) -> Run:
         roles = made.pipeline[decision.stage].inputs
         inputs = {role: given.get((decision.stage, role), (stage, made.keys[stage])) for role, stage in roles.items()}
         stages[decision.stage] = RunStage(decision.key, decision.action, inputs)
-    content = mask_values(recipe.model_dump(mode="json", exclude_none=True))
-    return Run(name, recipe.name, "running", time.time(), None, content, stages, capture(sys.argv))
+    return Run(name, recipe.name, "running", time.time(), None, made.recipe, stages, capture(sys.argv))
 
 
 def is_swept(made: Plan, store: ArtifactStore) -> bool:

@@ -18,6 +18,8 @@ from bam_core.graph.record import Record
 from bam_core.graph.select import Selection
 from bam_core.graph.stage import Pipeline
 from bam_core.nn import costs, paper
+from bam_core.train.adapt import judging_flops
+from infra.provenance import mask_values
 from infra.sources import TextSources
 from infra.store import ArtifactStore
 from pipelines import bam
@@ -25,6 +27,7 @@ from pipelines.recipe import Recipe
 from pipelines.stages.inputs import require_fitting
 from pipelines.wiring.exchanging import adopted_configs, require_adopted
 from pipelines.wiring.settings import Settings, open_store
+from pipelines.wiring.task_texts import task_digests
 
 N_TOGETHER = 8
 """Stages looked up at once: on a remote store each look is mostly waiting."""
@@ -35,7 +38,8 @@ class Plan:
     """models: name -> sizes and costs, for the plan's table. given: (stage, role) -> record of an `--input`.
 
     seen: stage -> when the record that was there at plan time was written. warnings: about the recipe, in words.
-    searches: `tune.<name>` -> what it costs at most.
+    searches: `tune.<name>` -> what it costs at most. data: stage -> how its shares change, in words. recipe: whole, as
+    it is meant, secrets hidden.
     """
 
     pipeline: Pipeline
@@ -46,6 +50,8 @@ class Plan:
     seen: Mapping[str, float]
     warnings: list[str]
     searches: Mapping[str, Mapping[str, float]]
+    data: Mapping[str, str]
+    recipe: Mapping[str, Any]
 
 
 def make_plan(
@@ -69,25 +75,38 @@ def make_plan(
     decisions = plan(pipeline, keys, facts, selection, now=time.time(), given=given, recipe=recipe.name)
     require_adopted(recipe, keys, decisions, facts, store)
     seen = {stage: fact.record.ended for stage, fact in facts.items() if fact.record is not None}
-    return Plan(pipeline, keys, decisions, _models(recipe), given, seen, bam.warnings(recipe), bam.search_costs(recipe))
+    return Plan(
+        pipeline=pipeline,
+        keys=keys,
+        decisions=decisions,
+        models=_models(recipe),
+        given=given,
+        seen=seen,
+        warnings=bam.warnings(recipe),
+        searches=bam.search_costs(recipe),
+        data=bam.changing_data(recipe),
+        recipe=mask_values(recipe.to_json()),
+    )
 
 
 def text_digests(recipe: Recipe) -> dict[str, str]:
-    """Content identity of each domain's text. Raises InvalidInput with every domain's problems at once."""
+    """Content identity of each domain's text and each task file. Raises InvalidInput with all that is wrong at once."""
     sources, digests, problems = TextSources(), {}, []
-    for domain in recipe.domains:
+    for name, source in recipe.texts.items():
         try:
-            digests[domain] = sources.digest(recipe.source(domain))
+            digests[name] = sources.digest(source)
         except InvalidInput as error:
-            problems += [problem.under(f"domains.{domain}.source") for problem in error.problems]
+            path = name if name.startswith("discover.") else f"domains.{name}"
+            problems += [problem.under(f"{path}.source") for problem in error.problems]
     if recipe.tokenizer.kind == "file":
         try:
             digests["tokenizer"] = hashlib.sha256(Path(recipe.tokenizer.path).expanduser().read_bytes()).hexdigest()
         except OSError as error:
             problems.append(Problem("tokenizer.path", recipe.tokenizer.path, f"cannot be read: {error.strerror}"))
-    if problems:
+    tasks, wrong_tasks = task_digests(recipe, sources)
+    if problems := [*problems, *wrong_tasks]:
         raise InvalidInput(f"recipe {recipe.name}", problems)
-    return digests
+    return digests | tasks
 
 
 def _facts(store: ArtifactStore, stage: str, key: str) -> Facts:
@@ -117,7 +136,8 @@ def _models(recipe: Recipe) -> dict[str, dict[str, Any]]:
             "flops_per_token": costs.flops_per_token(config, config.max_seq_len),
             "flops_per_operation": costs.flops_by_operation(config, config.max_seq_len),
             "train_tokens": tokens,
-            "train_flops": costs.training_flops(config, tokens, config.max_seq_len),
+            "train_flops": costs.training_flops(config, tokens, config.max_seq_len)
+            + (judging_flops(config, recipe.dense_config(), phase) if phase else 0),
             "training_bytes": costs.training_bytes(config) if phase else None,
             "mixing_bytes": costs.mixing_bytes(config) if name.startswith("mix.") else None,
             "cache_bytes_per_token": costs.cache_bytes_per_token(config),

@@ -59,13 +59,19 @@ def _readable(source: RawSource, recipe: Mapping[str, Any]) -> tuple[dict[str, A
     kind = KINDS.get(str(spec.get("kind")))
     if kind is not None and "path" not in kind.needs:
         return spec, ""
-    domain = _part(_part(recipe, "domains"), source.domain)
-    path = _part(domain, "source").get("path")
+    path = _source(recipe, source.domain).get("path")
     if not isinstance(path, str) or HIDDEN in path:
         return spec, "where it lies is not on record"
     if spec.get("kind") != "hf" and "://" not in path and not Path(path).expanduser().is_absolute():
         return spec, "its run gave a relative path, which says nothing here"
     return spec | {"path": path}, ""
+
+
+def _source(recipe: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Of a domain, or of a text under `discover`: of the latter, too, where a domain is one of its clusters."""
+    found = _part(_part(_part(recipe, "domains"), name), "source")
+    divided = str(found.get("of")) if found else name
+    return found if found and "of" not in found else _part(_part(_part(recipe, "discover"), divided), "source")
 
 
 def _part(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -23,8 +23,9 @@ from bam_core.graph.plan import Decision, rebuilt_input
 from bam_core.graph.record import Record
 from bam_core.graph.runs import Run, RunStage
 from bam_core.graph.select import Selection
-from bam_core.graph.stage import Pipeline, Stage
+from bam_core.graph.stage import Pipeline, Stage, StageName, kind_of
 from bam_core.protocols import Executor, Metrics, Place, Searcher, StageFunction, Tracker, Trainer
+from infra.devices import device_name
 from infra.live_log import LiveLog
 from infra.provenance import capture, mask_text, mask_values
 from infra.sources import TextSources
@@ -103,9 +104,7 @@ def run(
     try:
         # MLflow and Ray each take seconds to start, and neither needs the other.
         with ThreadPoolExecutor(1) as beside:
-            tracking = beside.submit(
-                tracker.start_pipeline, recipe.name, run_id, recipe.model_dump(mode="json", exclude_none=True)
-            )
+            tracking = beside.submit(tracker.start_pipeline, recipe.name, run_id, recipe.to_json())
             try:
                 executor = _open_executor(settings, made.pipeline, [decision.stage for decision in to_do])
             finally:
@@ -172,7 +171,7 @@ def run_stage(
 
 def _memory_to_mix(made: Plan, to_do: Sequence[Decision]) -> str:
     """Known before the start, so that nobody learns it from a killed process."""
-    mixed = [decision.stage for decision in to_do if decision.stage.startswith("mix.")]
+    mixed = [StageName.parse(decision.stage).plain for decision in to_do if kind_of(decision.stage) == "mix"]
     if not mixed:
         return ""
     largest = max(mixed, key=lambda stage: made.models[stage]["mixing_bytes"])
@@ -324,7 +323,7 @@ def _capture(settings: Settings) -> Callable[[Path], Any]:
 
 def _place(settings: Settings) -> Callable[[], Place]:
     if settings.executor == "local":
-        return lambda: {"host": socket.gethostname()}
+        return lambda: {"host": socket.gethostname(), "device": device_name()}
     from infra.ray_train import place
 
     return place

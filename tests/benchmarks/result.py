@@ -18,6 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from infra.devices import processor
+
 OUT = Path(".bench")
 PACKAGES = ("bam", "torch", "numpy", "ray", "mlflow", "playwright")
 
@@ -41,16 +43,6 @@ def conditions(device: str | None = None) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **_versions()},
         "command": shlex.join(["python", "-m", *_module(), *sys.argv[1:]]),
     }
-
-
-def processor() -> str:
-    """Its model where the kernel names it, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(iter(models), "") or platform.processor() or platform.machine()
 
 
 def _module() -> list[str]:

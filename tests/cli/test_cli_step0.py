@@ -56,6 +56,15 @@ def cells(words: str, first: str) -> list[str]:
     return next(line.split() for line in words.splitlines() if line.split()[:1] == [first])
 
 
+def test_the_router_of_what_experts_share_is_a_sentence_where_there_is_one():
+    words = " ".join(plain(REPORT | {"shared": {"accuracy": 0.966, "own": 0.9, "condition": 1.5}}, 80).split())
+    assert (
+        "the router of what experts share: 97% of held-out tokens are given most to their own domain's model, which "
+        "has 90% of their mix on average; condition 1.500"
+    ) in words
+    assert "experts share" not in plain(REPORT, 80)
+
+
 def test_each_layer_has_its_gates_its_routers_and_its_distances():
     words = plain(REPORT, width=120)
     assert words.splitlines()[0].split("  ") == [

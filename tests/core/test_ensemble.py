@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Generator, Tensor
 
 from bam_core.config import FFNExperts, ModelConfig
-from bam_core.evaluate.ensemble import ensemble_nll, ensemble_score, log_posterior
-from bam_core.evaluate.perplexity import DomainScore, Scored, score, score_tokens, spread_indices, token_nll
+from bam_core.evaluate.ensemble import ensemble_nll, ensemble_scored
+from bam_core.evaluate.perplexity import score, spread_indices
 from bam_core.evaluate.routing import RoutingSums
+from bam_core.evaluate.strided import Scored
 from bam_core.nn.block import LayerRouting
 from bam_core.nn.lm import LM, init_weights
 from bam_core.nn.losses import next_token_loss
@@ -24,12 +24,13 @@ ROUNDING = 1e-12
 """float64, a few thousand terms of order 1."""
 
 
-def some_nll(n_experts: int, rows: int = 5, tokens: int = 40, seed: int = 0, scale: float = 3.0) -> Tensor:
-    return scale * torch.rand(n_experts, rows, tokens, generator=Generator().manual_seed(seed), dtype=torch.float64)
+def some_nll(n_experts: int, n_documents: int = 5, tokens: int = 40, seed: int = 0, scale: float = 3.0) -> NDArray:
+    """Of each expert, document and token, [E, D, T]."""
+    return scale * np.random.default_rng(seed).random((n_experts, n_documents, tokens))
 
 
 def by_hand(nll_ET: list[list[float]], prior: list[float]) -> list[float]:
-    """One row: multiply probabilities, weigh, divide. No logarithm until the end."""
+    """One document, every token: multiply probabilities, weigh, divide. No logarithm until the end."""
     weights, found = list(prior), []
     for t in range(len(nll_ET[0])):
         total = sum(weights)
@@ -41,90 +42,74 @@ def by_hand(nll_ET: list[list[float]], prior: list[float]) -> list[float]:
 
 
 @pytest.mark.parametrize("prior", [[1 / 3] * 3, [0.7, 0.2, 0.1], [0.5, 0.0, 0.5]])
-def test_equals_bayes_rule_by_hand(prior: list[float]):
-    nll_ERT = some_nll(3)
-    got_RT = ensemble_nll(nll_ERT, prior)
-    for row in range(nll_ERT.shape[1]):
-        wanted_T = by_hand(nll_ERT[:, row].tolist(), prior)
-        assert got_RT[row].tolist() == pytest.approx(wanted_T, abs=ROUNDING, rel=0)
+def test_equals_bayes_rule_token_by_token(prior: list[float]):
+    """What the formula says of each token adds up to what is computed of the whole document at once."""
+    nll_EDT = some_nll(3)
+    got_D = ensemble_nll(nll_EDT.sum(-1), prior)
+    for document in range(nll_EDT.shape[1]):
+        wanted_T = by_hand(nll_EDT[:, document].tolist(), prior)
+        assert got_D[document] == pytest.approx(sum(wanted_T), abs=100 * ROUNDING, rel=0)
 
 
-def test_the_prior_is_uniform_unless_given():
-    nll_ERT = some_nll(4)
-    assert torch.equal(ensemble_nll(nll_ERT), ensemble_nll(nll_ERT, [0.25] * 4))
-    assert (ensemble_nll(nll_ERT) - ensemble_nll(nll_ERT, [0.4, 0.3, 0.2, 0.1])).abs().max() > 0.01
-    assert torch.allclose(ensemble_nll(nll_ERT, [4, 3, 2, 1]), ensemble_nll(nll_ERT, [0.4, 0.3, 0.2, 0.1]), atol=1e-12)
+def test_the_prior_is_uniform_unless_given_and_needs_no_norm():
+    nll_ED = some_nll(4).sum(-1)
+    assert np.array_equal(ensemble_nll(nll_ED), ensemble_nll(nll_ED, [0.25] * 4))
+    assert np.abs(ensemble_nll(nll_ED) - ensemble_nll(nll_ED, [0.4, 0.3, 0.2, 0.1])).max() > 0.01
+    assert np.allclose(ensemble_nll(nll_ED, [4, 3, 2, 1]), ensemble_nll(nll_ED, [0.4, 0.3, 0.2, 0.1]), atol=1e-12)
 
 
-def test_a_tokens_weights_come_from_the_tokens_before_it_only():
-    nll_ERT = some_nll(3)
-    changed = nll_ERT.clone()
-    changed[0, :, 20] += 5.0
-    before, after = log_posterior(nll_ERT).exp(), log_posterior(changed).exp()
-    assert torch.equal(before[..., :21], after[..., :21])
-    assert (before[..., 21] - after[..., 21]).abs().min() > 1e-6
-    assert torch.allclose(before[..., 0], torch.full((), 1 / 3, dtype=torch.float64))
-    assert torch.allclose(before.sum(0), torch.ones((), dtype=torch.float64), atol=ROUNDING, rtol=0)
-
-
-def test_rows_do_not_know_each_other():
-    nll_ERT = some_nll(3)
-    assert torch.equal(ensemble_nll(nll_ERT)[2:3], ensemble_nll(nll_ERT[:, 2:3]))
+def test_documents_do_not_know_each_other():
+    nll_ED = some_nll(3).sum(-1)
+    assert np.array_equal(ensemble_nll(nll_ED)[2:3], ensemble_nll(nll_ED[:, 2:3]))
 
 
 def test_one_expert_is_that_expert_and_so_are_equal_ones():
-    nll_ERT = some_nll(1)
-    assert torch.equal(ensemble_nll(nll_ERT), nll_ERT[0])
+    nll_ED = some_nll(1).sum(-1)
+    assert np.array_equal(ensemble_nll(nll_ED), nll_ED[0])
     for prior in (None, [0.6, 0.3, 0.1]):
-        three = ensemble_nll(nll_ERT.expand(3, -1, -1), prior)
-        assert (three - nll_ERT[0]).abs().max() < ROUNDING
+        three = ensemble_nll(np.repeat(nll_ED, 3, axis=0), prior)
+        assert np.abs(three - nll_ED[0]).max() < 100 * ROUNDING
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_row_costs_at_most_the_logarithm_of_the_prior_more_than_any_expert(seed: int):
-    """Also than the best one; and it is never better than an expert that knows the best token by token."""
+def test_a_document_costs_at_most_the_logarithm_of_the_prior_more_than_any_expert(seed: int):
+    """Also than the best one; and it is never better than the best."""
     n_experts = 2 + seed % 5
-    nll_ERT = some_nll(n_experts, seed=seed, scale=[0.01, 1.0, 30.0][seed % 3])
-    row_R, of_experts_ER = ensemble_nll(nll_ERT).sum(-1), nll_ERT.sum(-1)
-    assert (row_R <= of_experts_ER.amin(0) + log(n_experts) + 1e-10).all()
-    assert (row_R >= nll_ERT.amin(0).sum(-1) - 1e-10).all()
-    # The whole row at once: -ln of the mean of the experts' probabilities of it.
-    assert torch.allclose(row_R, log(n_experts) - torch.logsumexp(-of_experts_ER, 0), atol=1e-9, rtol=0)
+    nll_ED = some_nll(n_experts, seed=seed, scale=[0.01, 1.0, 30.0][seed % 3]).sum(-1)
+    found_D = ensemble_nll(nll_ED)
+    assert (found_D <= nll_ED.min(0) + log(n_experts) + 1e-10).all()
+    assert (found_D >= nll_ED.min(0) - 1e-10).all()
 
 
-def test_long_rows_of_unlikely_tokens_neither_underflow_nor_lose_the_posterior():
-    """Row probabilities near exp(-40000); the second expert is right from the second half on, and must come back."""
-    nll_ERT = torch.full((2, 1, 4096), 20.0, dtype=torch.float64)
-    nll_ERT[0, :, :2048] = 1.0
-    nll_ERT[1, :, 2048:] = 0.5
-    got_T = ensemble_nll(nll_ERT)[0]
-    assert torch.isfinite(got_T).all()
-    assert got_T[2047] == pytest.approx(1.0, abs=ROUNDING)
-    assert got_T[-1] == pytest.approx(0.5, abs=1e-6)
-    assert got_T.max() < 20.0 + 1e-9
+def test_long_documents_of_unlikely_tokens_do_not_underflow():
+    nll_ED = np.array([[40_000.0, 90_000.0], [50_000.0, 90_000.0]])
+    assert ensemble_nll(nll_ED) == pytest.approx([40_000 + log(2), 90_000], abs=1e-9)
 
 
-def test_an_expert_that_calls_a_token_impossible_is_out_for_the_rest_of_the_row():
-    nll_ERT = some_nll(2)
-    nll_ERT[1, 0, 10] = inf
-    got_RT = ensemble_nll(nll_ERT)
-    assert torch.isfinite(got_RT).all()
-    assert torch.allclose(got_RT[0, 11:], nll_ERT[0, 0, 11:])
+def test_an_expert_that_calls_a_document_impossible_is_out():
+    nll_ED = some_nll(2).sum(-1)
+    nll_ED[1, 0] = inf
+    assert ensemble_nll(nll_ED)[0] == pytest.approx(nll_ED[0, 0] + log(2), abs=ROUNDING * 100)
+    assert np.isfinite(ensemble_nll(nll_ED)).all()
 
 
 @pytest.mark.parametrize("prior", [[0.5, 0.5], [1.5, -0.5, 0.0], [0.0, 0.0, 0.0]])
 def test_a_prior_that_is_none_is_refused(prior: list[float]):
     with pytest.raises(AssertionError, match="prior"):
-        ensemble_nll(some_nll(3), prior)
+        ensemble_nll(some_nll(3).sum(-1), prior)
 
 
-def test_scores_count_tokens_and_bytes_once_and_need_the_same_rows():
-    nll_ERT = some_nll(2).float()
-    experts = [Scored(nll_RT, 321) for nll_RT in nll_ERT]
-    found = ensemble_score(experts)
-    assert found == DomainScore(float(ensemble_nll(nll_ERT).mean()), 200, 321)
-    with pytest.raises(AssertionError, match="different rows"):
-        ensemble_score([experts[0], replace(experts[1], n_bytes=322)])
+def test_scores_count_tokens_and_bytes_once_and_need_the_same_documents():
+    nll_ED = some_nll(2).sum(-1)
+    numbers, tokens, n_bytes = np.arange(5) * 3, np.full(5, 40), np.arange(5) + 60
+    experts = [Scored(numbers, nll_D, tokens, n_bytes) for nll_D in nll_ED]
+    total = ensemble_scored(experts).total
+    assert (total.tokens, total.n_bytes) == (200, 310)
+    assert total.nll == pytest.approx(ensemble_nll(nll_ED).sum() / 200)
+    with pytest.raises(AssertionError, match="different documents"):
+        ensemble_scored([experts[0], replace(experts[1], numbers=numbers + 1)])
+    with pytest.raises(AssertionError, match="different tokens"):
+        ensemble_scored([experts[0], replace(experts[1], tokens=tokens - 1)])
 
 
 DENSE = ModelConfig(vocab_size=29, d_model=16, n_layers=3, n_heads=2, n_kv_heads=1, d_ff=20, max_seq_len=8)
@@ -149,52 +134,18 @@ def a_model(config: ModelConfig = DENSE, seed: int = 0) -> LM:
     return model
 
 
-def test_every_token_is_scored_as_the_training_loss_would():
-    """The order of rows and tokens too: one row at a time, one token at a time."""
+def test_rows_are_scored_as_the_training_loss_would():
+    """One row at a time, one token at a time."""
     rows, model = SomeRows(), a_model().double()
-    scored = score_tokens(model, rows, 7 * 8, batch_rows=3)
-    assert scored.nll_RT.shape == (7, 8)
+    total, routing = score(model, rows, 7 * 8, batch_rows=3)
     chosen = spread_indices(len(rows), 7)
-    assert scored.n_bytes == rows.n_bytes[chosen].sum()
-    for place, row in enumerate(chosen):
+    losses = []
+    for row in chosen:
         tokens = torch.from_numpy(rows.tokens[row])
         logits_BTV = model.logits(model(tokens[None, :-1]).hidden_BTD)
-        for t in range(8):
-            wanted = next_token_loss(logits_BTV[:, t : t + 1], tokens[None, t + 1 : t + 2])
-            assert scored.nll_RT[place, t].item() == pytest.approx(wanted.item(), abs=ROUNDING)
-    total, routing = score(model, rows, 7 * 8, batch_rows=3)
-    assert total.nll == pytest.approx(float(scored.nll_RT.mean()), abs=ROUNDING)
-    assert (total.tokens, total.n_bytes, routing) == (56, scored.n_bytes, None)
-
-
-def test_tokens_are_scored_in_chunks_without_a_trace_of_it(monkeypatch: pytest.MonkeyPatch):
-    generator = Generator().manual_seed(1)
-    logits_BTV = torch.randn(3, 5, 29, generator=generator)
-    targets_BT = torch.randint(29, (3, 5), generator=generator)
-    whole = token_nll(logits_BTV, targets_BT)
-    monkeypatch.setattr("bam_core.evaluate.perplexity.VALUES_PER_CHUNK", 4 * 29)
-    assert torch.equal(token_nll(logits_BTV, targets_BT), whole)
-    wanted = -logits_BTV.double().log_softmax(-1).gather(-1, targets_BT[..., None]).squeeze(-1)
-    assert torch.allclose(whole.double(), wanted, atol=1e-5)
-    assert token_nll(logits_BTV.bfloat16(), targets_BT).dtype == torch.float32
-
-
-def test_an_ensemble_of_models_is_the_mixture_of_their_probabilities():
-    """From models, not from likelihoods: at the first token all weigh the same, at the second by the first."""
-    rows = SomeRows()
-    models = [a_model(seed=seed).double() for seed in (1, 2, 3)]
-    for model in models:
-        model.embed.weight.data *= 20  # so that they differ
-    experts = [score_tokens(model, rows, 1000) for model in models]
-    got_RT = ensemble_nll(torch.stack([scored.nll_RT for scored in experts]))
-    tokens = torch.from_numpy(rows.tokens)
-    with torch.no_grad():
-        probs = torch.stack([m.logits(m(tokens[:, :-1]).hidden_BTD).softmax(-1) for m in models])
-    p_ERT = probs.gather(-1, tokens[None, :, 1:, None].expand(3, -1, -1, -1)).squeeze(-1)
-    assert torch.allclose(got_RT[:, 0], -p_ERT[:, :, 0].mean(0).log(), atol=ROUNDING)
-    second = (p_ERT[:, :, 0] * p_ERT[:, :, 1]).sum(0) / p_ERT[:, :, 0].sum(0)
-    assert torch.allclose(got_RT[:, 1], -second.log(), atol=ROUNDING)
-    assert (got_RT[:, 1] + p_ERT[:, :, 1].mean(0).log()).abs().max() > 1e-3
+        losses += [next_token_loss(logits_BTV[:, t : t + 1], tokens[None, t + 1 : t + 2]).item() for t in range(8)]
+    assert total.nll == pytest.approx(sum(losses) / 56, abs=ROUNDING)
+    assert (total.tokens, total.n_bytes, routing) == (56, rows.n_bytes[chosen].sum(), None)
 
 
 def test_routing_of_a_layer_without_experts_is_null():

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bam_core.checkpoint import load_model, read_config, write_model
-from bam_core.config import ModelConfig
+from bam_core.config import ModelConfig, SharedExperts
 from bam_core.data.packing import Rows
 from bam_core.data.shards import write_shards
 from bam_core.graph.record import Record
@@ -30,6 +31,7 @@ from pipelines.stages import mix
 NAMES = ("general", "code", "law")
 TINY = ModelConfig(vocab_size=30, d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=12, max_seq_len=8)
 VARIANT = Variant("bam", AttentionSpec(), FFNSpec(scale="gate"), router_init="ridge")
+ROUTED = replace(VARIANT, shared=SharedExperts())
 
 LARGE_FFN = ModelConfig(vocab_size=64, d_model=256, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=24_576, max_seq_len=8)
 """25 MB for each matrix of an FFN; 230 MB for a layer's FFN experts, 460 MB for the mixture."""
@@ -150,19 +152,22 @@ def kilobytes(field):
     return int(status.split(field + ":")[1].split()[0])
 
 before = kilobytes("VmRSS")
-here.mix.run(here.context(Path(sys.argv[1]), here.VARIANT))
+here.mix.run(here.context(Path(sys.argv[1]), getattr(here, sys.argv[2])))
 print(1024 * (kilobytes("VmHWM") - before))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
-@pytest.mark.parametrize("config", [LARGE_FFN, LARGE_VOCABULARY], ids=["ffn", "vocabulary"])
-def test_memory_is_that_of_a_few_tensors(tmp_path: Path, config: ModelConfig) -> None:
+@pytest.mark.parametrize(
+    ("config", "variant"),
+    [(LARGE_FFN, "VARIANT"), (LARGE_VOCABULARY, "VARIANT"), (LARGE_VOCABULARY, "ROUTED")],
+    ids=["ffn", "vocabulary", "vocabulary of every model"],
+)
+def test_memory_is_that_of_a_few_tensors(tmp_path: Path, config: ModelConfig, variant: str) -> None:
     """All of it: calibration, writing, receipt; peak resident memory of a process, mapped files included."""
     prepare(tmp_path, config, VARIANT)
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD, str(tmp_path)], capture_output=True, text=True, check=False, timeout=300
-    )
+    command = [sys.executable, "-c", CHILD, str(tmp_path), variant]
+    child = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert child.returncode == 0, child.stderr
     bound = mixing_bytes(read_config(tmp_path / "mix")) - MIXING_OVERHEAD_BYTES + SLACK_BYTES
     assert int(child.stdout) < bound, f"{int(child.stdout):,} bytes, and the bound is {bound:,}"

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from bam_core.config import AttentionExperts, FFNExperts, ModelConfig
+from bam_core.config import AttentionExperts, FFNExperts, ModelConfig, SharedExperts
 from bam_core.nn.attention import Cache
 from bam_core.nn.costs import (
     cache_bytes_per_token,
@@ -83,7 +83,15 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         residual=draw(st.sampled_from(["parallel", "sequential"])),
         tie_embeddings=draw(st.booleans()),
         qk_norm=draw(st.booleans()),
+        shared=draw(st.none() | shared_experts()),
     )
+
+
+@st.composite
+def shared_experts(draw: st.DrawFn) -> SharedExperts:
+    embed, norms = draw(st.sampled_from(["soft", "merged"])), draw(st.sampled_from(["soft", "merged"]))
+    heads = ["top1", "soft", *(["merged"] if (embed, norms) != ("merged", "merged") else [])]
+    return SharedExperts(embed, norms, draw(st.sampled_from(heads)))
 
 
 def touched(config: ModelConfig, name: str) -> float:
@@ -94,6 +102,8 @@ def touched(config: ModelConfig, name: str) -> float:
         return attention.top_k / attention.n_experts
     if ffn and kind in ("ffn.w_gate", "ffn.w_up", "ffn.w_down"):
         return ffn.top_k / ffn.n_experts
+    if name == "head.weight" and config.shared and config.shared.head == "top1":
+        return 1 / N
     return 1.0
 
 
@@ -102,9 +112,8 @@ def touched(config: ModelConfig, name: str) -> float:
 def test_parameters_are_the_sum_over_tensors(config: ModelConfig) -> None:
     shapes = tensor_shapes(config)
     assert params_total(config) == sum(prod(shape) for shape in shapes.values())
-    used = sum(prod(shape) * touched(config, name) for name, shape in shapes.items() if name.startswith("blocks"))
-    outside = sum(prod(shape) for name, shape in shapes.items() if not name.startswith("blocks"))
-    assert params_active(config) == round(used + outside, 6)
+    used = sum(prod(shape) * touched(config, name) for name, shape in shapes.items())
+    assert params_active(config) == round(used, 6)
     assert all(part["active"] <= part["total"] for part in params_by_component(config).values())
 
 
@@ -112,7 +121,11 @@ def test_parameters_are_the_sum_over_tensors(config: ModelConfig) -> None:
 @given(configs(), st.integers(0, 40))
 def test_flops_are_twice_the_rows_that_a_token_meets(config: ModelConfig, context: int) -> None:
     """Every matrix that is used is multiplied once by a vector; attention experts all are, whatever the gate."""
-    met = config.vocab_size * config.d_model
+    met = config.vocab_size * config.d_model * (N if config.shared and config.shared.head == "soft" else 1)
+    if config.shared:  # a router, and one vector mixed of N: at the input, and in each norm
+        n_norms = 1 + config.n_layers * (1 if config.residual == "parallel" else 2)
+        mixed = (config.shared.embed == "soft") + (config.shared.norms == "soft") * n_norms
+        met += N * config.d_model * (1 + mixed)
     for name, shape in tensor_shapes(config).items():
         if name.startswith("blocks") and not name.endswith(("norm", "norm.weight", "_bias")):
             met += prod(shape) * (1 if ".attn." in name else touched(config, name))
@@ -121,7 +134,9 @@ def test_flops_are_twice_the_rows_that_a_token_meets(config: ModelConfig, contex
     assert fixed == round(2 * met, 6)
     assert flops_per_token(config, context) == sum(flops.values())
     by_layer = [flops_by_operation(config, context, layer=layer) for layer in range(config.n_layers)]
-    assert sum(sum(layer.values()) for layer in by_layer) == sum(flops.values()) - flops["head"]
+    outside = flops["head"] + flops.get("shared_router", 0) + flops.get("shared_embedding", 0)
+    outside += 2 * N * config.d_model if "shared_norms" in flops else 0  # the last norm
+    assert sum(sum(layer.values()) for layer in by_layer) == sum(flops.values()) - outside
 
 
 @pytest.mark.parametrize(
@@ -152,6 +167,13 @@ CONFIGS = {
     "value_only": mixture(AttentionExperts(N, N, "value_only"), FFNExperts(N)),
     "layers": mixture(AttentionExperts(N, N, layers=(1,)), FFNExperts(N, layers=(0, 2), soft_layers=(0,))),
     "split": mixture(None, FFNExperts(2 * N, 3, split=2, shared_expert=True)),
+    "shared routed": mixture(AttentionExperts(N, N), FFNExperts(N), shared=SharedExperts()),
+    "shared routed, sequential, untied": mixture(
+        None, FFNExperts(N), shared=SharedExperts(), residual="sequential", tie_embeddings=False
+    ),
+    "soft heads": mixture(None, FFNExperts(N), shared=SharedExperts(head="soft")),
+    "heads alone": mixture(None, FFNExperts(N), shared=SharedExperts(embed="merged", norms="merged")),
+    "embeddings alone": mixture(None, None, shared=SharedExperts(norms="merged", head="merged")),
 }
 
 
@@ -166,7 +188,8 @@ def test_parameters_and_flops_are_those_of_the_model_that_runs(name: str) -> Non
     with torch.no_grad():
         model(tokens_BT[:, :7], cache)
         with FlopCounterMode(display=False) as counter:
-            model.logits(model(tokens_BT[:, 7:], cache).hidden_BTD)
+            output = model(tokens_BT[:, 7:], cache)
+            model.logits(output.hidden_BTD, output.mix_BTE)
     counts = counter.get_flop_counts()["Global"]
     matmuls = sum(count for operation, count in counts.items() if "attention" not in str(operation))
     expected = flops_by_operation(config, 8)

@@ -56,7 +56,7 @@ def test_nan_stops_with_the_step_and_keeps_the_checkpoint(tmp_path: Path) -> Non
     class Poisoned(LM):
         n_calls = 0
 
-        def logits(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        def logits(self, hidden_BTD: torch.Tensor, mix_BTE: torch.Tensor | None = None) -> torch.Tensor:
             self.n_calls += 1
             return super().logits(hidden_BTD) * (float("nan") if self.n_calls > 7 else 1.0)
 
@@ -71,7 +71,7 @@ def test_spike_stops(tmp_path: Path) -> None:
     class Spiking(LM):
         n_calls = 0
 
-        def logits(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        def logits(self, hidden_BTD: torch.Tensor, mix_BTE: torch.Tensor | None = None) -> torch.Tensor:
             self.n_calls += 1
             return super().logits(hidden_BTD) * (1e3 if self.n_calls > 7 else 1.0)
 

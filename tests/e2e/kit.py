@@ -30,6 +30,7 @@ WORDS = {
 STAGES = (
     "tokenizer",
     *(f"data.{domain}" for domain in DOMAINS),
+    "overlap",
     "seed",
     *(f"expert.{domain}" for domain in SPECIALISTS),
     "mix.bam",
@@ -38,6 +39,7 @@ STAGES = (
     "train.btx",
     "dense",
     "evaluate",
+    "routing",
     "report",
 )
 MODELS = ("seed", "expert.code", "expert.law", "mix.bam", "train.bam", "mix.btx", "train.btx", "dense")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.kit import STAGES, Place, executed, lines_of, merged, write_jsonl
 
-MIXTURES = {"mix.bam", "train.bam", "mix.btx", "train.btx"}
+MIXTURES = {"mix.bam", "train.bam", "mix.btx", "train.btx", "routing"}
 JUDGED = {"evaluate", "report"}
 
 
@@ -74,8 +74,8 @@ def test_a_new_domain_leaves_the_other_experts_alone(done: Place) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"variants": {"btx": {"ffn": {"top_k": 2}}}}, {"mix.btx", "train.btx", *JUDGED}),
-        ({"phases": {"mixture": {"lr": 1e-3}}}, {"train.bam", "train.btx", "dense", *JUDGED}),
+        ({"variants": {"btx": {"ffn": {"top_k": 2}}}}, {"mix.btx", "train.btx", "routing", *JUDGED}),
+        ({"phases": {"mixture": {"lr": 1e-3}}}, {"train.bam", "train.btx", "dense", "routing", *JUDGED}),
         ({"evaluate": {"tokens": 1000}}, JUDGED),
         ({"phases": {"seed": {"lr": 1e-3}}}, {*STAGES} - {"tokenizer", "data.general", "data.code", "data.law"}),
         ({"tokenizer": {"vocab_size": 310}}, {*STAGES}),
@@ -130,7 +130,7 @@ def test_until_makes_a_stage_and_what_it_needs(empty: Place) -> None:
 def test_from_and_until_choose_from_the_recipe(finished: Place) -> None:
     force = ("--force", "*")
     assert to_run(finished, *force) == set(STAGES)
-    assert to_run(finished, *force, "--from", "train.*") == {"train.bam", "train.btx", *JUDGED}
+    assert to_run(finished, *force, "--from", "train.*") == {"train.bam", "train.btx", "routing", *JUDGED}
     assert to_run(finished, *force, "--from", "mix.bam", "--until", "evaluate") == {"mix.bam", "train.bam", "evaluate"}
     assert to_run(finished, *force, "--only", "expert.*") == {"expert.code", "expert.law"}
 

@@ -48,7 +48,7 @@ def test_ray_gives_the_same_bytes_as_one_process(ray_cluster: None, smaller: Pla
     before = smaller.attempts()
     answer = smaller.run(executor="ray")
     assert answer.status == 0, answer.err
-    assert executed(before, smaller.attempts()) == {"expert.code", "mix.bam", "train.bam", "evaluate", "report"}
+    assert executed(before, smaller.attempts()) == {"expert.code", "mix.bam", "train.bam", "evaluate", "routing", "report"}
     require_same_bytes(smaller, undisturbed)
     log = (smaller.artifact("train.bam") / "attempts" / "0001" / "log.txt").read_text()
     assert "Traceback" not in log

@@ -20,6 +20,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "renorm": {"attention": "merged", "ffn": {"top_k": 2, "gate": "softmax_topk_renorm"}},
     "attention": {"attention": {}, "ffn": "merged"},
     "soup": {"attention": "merged", "ffn": "merged"},
+    "routed": {"attention": {}, "ffn": TOP_1, "shared": "routed", "router_init": "ridge"},
+    "routed_soup": {"attention": "merged", "ffn": "merged", "shared": {"head": "soft"}},
 }
 
 

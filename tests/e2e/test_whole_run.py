@@ -20,7 +20,8 @@ FILES = {
     **{f"data.{domain}": {"train/00000.arrow", "valid/00000.arrow", "stats.json"} for domain in DOMAINS},
     **dict.fromkeys(MODELS, MODEL_FOLDER),
     **{name: MODEL_FOLDER | {"mix.json"} for name in ("mix.bam", "mix.btx")},
-    "evaluate": {"perplexity.json", "tasks.json", "routing.json"},
+    "evaluate": {"perplexity.json", "documents.parquet", "tasks.json", "routing.json"},
+    "routing": {"routing.parquet", "routing_summary.json", "knock_out.json"},
     "report": {"report.html"},
 }
 RECORD_KEYS = {
@@ -29,8 +30,8 @@ RECORD_KEYS = {
 }  # fmt: skip
 SCORE_KEYS = {"perplexity", "nll", "tokens", "bits_per_byte"}
 MODEL_KEYS = {
-    "domains", "average_perplexity", "params_total", "params_active", "flops_per_token", "train_tokens", "train_flops",
-    "seeds",
+    "domains", "average_perplexity", "token_average_nll", "token_average_perplexity", "forgetting", "params_total",
+    "params_active", "flops_per_token", "train_tokens", "train_flops", "seeds",
 }  # fmt: skip
 
 REUSE = """
@@ -69,7 +70,9 @@ def test_the_report_comes_with_tables_and_figures(finished: Place) -> None:
 
 
 def test_perplexity_json_keeps_its_contract(finished: Place) -> None:
-    models = json.loads(finished.perplexity())["models"]
+    perplexity = json.loads(finished.perplexity())
+    models = perplexity["models"]
+    assert perplexity["scoring"] == {"context": 32, "stride": 16}
     assert set(models) == {*MODELS, "ensemble"}
     for name, model in models.items():
         assert set(model) >= MODEL_KEYS

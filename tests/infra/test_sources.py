@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bam_core.errors import InvalidInput
-from infra import hub_text
+from infra import hub_text, text_files
 from infra.sources import KINDS, TextSources
 
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -326,3 +326,61 @@ def test_every_kind_is_one_of_the_design():
     assert set(KINDS) == {
         "python-docs", "python-code", "python-licences", "generated-math", "text", "jsonl", "parquet", "hf",
     }  # fmt: skip
+
+
+# documents that disappoint
+
+
+@pytest.mark.parametrize(("kind", "content"), [("text", b" \n"), ("jsonl", b""), ("jsonl", b'\n{"text": " "}\n')])
+def test_a_text_with_nothing_in_it_is_named_before_anything_starts(tmp_path, kind, content):
+    (tmp_path / "a").write_bytes(content)
+    problem = problem_of({"kind": kind, "path": f"{tmp_path}/*"})
+    assert (problem.path, problem.value, problem.expected) == ("path", f"{tmp_path}/*", "holds no text")
+    (tmp_path / "b").write_bytes(b'{"text": "now there is some"}')
+    assert SOURCES.digest({"kind": kind, "path": f"{tmp_path}/*"})
+
+
+def test_a_table_without_rows_is_named_too(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", text=pa.array([], pa.string()))
+    assert problem_of({"kind": "parquet", "path": str(path)}).expected == "holds no text"
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_a_document_longer_than_memory_is_named_with_file_and_line(tmp_path, monkeypatch, read):
+    """Before it is in memory: the limit is for each document, not for the file."""
+    free = text_files.BYTES_PER_BYTE * 3 * 2**20
+    memory = type("Memory", (), {"available": free})
+    monkeypatch.setattr("infra.text_files.psutil.virtual_memory", lambda: memory)
+    long = b"x" * (4 * 2**20)
+    (tmp_path / "a.txt").write_bytes(long)
+    problem = problem_of({"kind": "text", "path": f"{tmp_path}/a.txt"}, read)
+    assert problem.value == f"{tmp_path}/a.txt"
+    assert "longer than memory has room for" in problem.expected
+    assert problem.remedy == "split it into several documents"
+    lines = [b'{"text": "' + long[: 2**21] + b'"}'] * 4
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    assert len(texts({"kind": "jsonl", "path": f"{tmp_path}/a.jsonl"})) == 4
+    (tmp_path / "b.jsonl").write_bytes(b'\n{"text": "' + long + b'"}\n')
+    assert problem_of({"kind": "jsonl", "path": f"{tmp_path}/b.jsonl"}, read).value == f"{tmp_path}/b.jsonl:2"
+
+
+def test_a_table_that_memory_does_not_hold_is_named_with_its_rows(tmp_path, monkeypatch):
+    path = write_parquet(tmp_path / "a.parquet", text=["one"])
+
+    def refuse(*args, **kwargs):
+        raise pa.ArrowMemoryError("malloc of size 99 failed")
+
+    monkeypatch.setattr("infra.text_files.pq.ParquetFile", refuse)
+    problem = problem_of({"kind": "parquet", "path": str(path)})
+    assert problem.value == f"{path}:rows from 0"
+    assert "malloc of size 99 failed" in problem.expected
+
+
+@pytest.mark.parametrize("ends", [b"\n", b"\r\n"])
+def test_lines_are_whole_wherever_the_file_is_cut_for_reading(tmp_path, monkeypatch, ends):
+    monkeypatch.setattr(text_files, "CHUNK_BYTES", 7)
+    lines = [json.dumps({"text": f"né {number}" * number}, ensure_ascii=False).encode() for number in range(1, 9)]
+    (tmp_path / "a.jsonl").write_bytes(ends.join(lines))
+    documents = list(SOURCES.read({"kind": "jsonl", "path": f"{tmp_path}/a.jsonl"}))
+    assert [document.text for document in documents] == [f"né {number}" * number for number in range(1, 9)]
+    assert documents[-1].source == "a.jsonl:8"

@@ -42,18 +42,70 @@ def logits(config: ModelConfig, weights: Weights, tokens_BT: Tensor, mode: Mode 
 def forward(config: ModelConfig, weights: Weights, tokens_BT: Tensor, mode: Mode) -> tuple[Tensor, list[Routed]]:
     """Logits, and what the FFN routers said, for each layer that has one."""
     routed: list[Routed] = []
-    x = weights["embed.weight"][tokens_BT]
+    mix = shared_mix(config, weights, tokens_BT)
+    x = embedding(config, weights, tokens_BT, mix)
     for layer in range(config.n_layers):
         prefix = f"blocks.{layer}."
         block = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
         if config.residual == "parallel":
-            h = norm(config, x, block["norm.weight"])
+            h = norm(config, x, scale(config, block["norm.weight"], mix))
             x = x + attention(config, layer, block, h) + ffn(config, layer, block, h, mode, routed)
         else:
-            x = x + attention(config, layer, block, norm(config, x, block["attn_norm.weight"]))
-            x = x + ffn(config, layer, block, norm(config, x, block["ffn_norm.weight"]), mode, routed)
-    head = weights["embed.weight"] if config.tie_embeddings else weights["head.weight"]
-    return norm(config, x, weights["norm.weight"]) @ head.T, routed
+            x = x + attention(config, layer, block, norm(config, x, scale(config, block["attn_norm.weight"], mix)))
+            h = norm(config, x, scale(config, block["ffn_norm.weight"], mix))
+            x = x + ffn(config, layer, block, h, mode, routed)
+    return head(config, weights, norm(config, x, scale(config, weights["norm.weight"], mix)), mix), routed
+
+
+def shared_mix(config: ModelConfig, weights: Weights, tokens_BT: Tensor) -> Tensor | None:
+    """The part of each dense model in what experts share, one token after another."""
+    if config.shared is None:
+        return None
+    table, rows = weights["embed.weight"], []
+    for tokens in tokens_BT.tolist():
+        total, found = torch.zeros(config.d_model, dtype=table.dtype), []
+        for n_seen, token in enumerate(tokens, 1):
+            each = [w[token] for w in table] if table.ndim == 3 else [table[token]]
+            mean = torch.stack(each).sum(0) / len(each)
+            total = total + mean / torch.sqrt((mean * mean).mean())
+            scores = torch.stack([(total / n_seen * row).sum() for row in weights["shared.router"]])
+            found.append((scores / config.shared.temperature).softmax(-1))
+        rows.append(torch.stack(found))
+    return torch.stack(rows)
+
+
+def embedding(config: ModelConfig, weights: Weights, tokens_BT: Tensor, mix: Tensor | None) -> Tensor:
+    table = weights["embed.weight"]
+    if mix is None or config.shared is None or config.shared.embed == "merged":
+        return table[tokens_BT]
+    total = torch.zeros(*tokens_BT.shape, config.d_model, dtype=table.dtype)
+    for e in range(len(config.experts)):
+        total = total + mix[..., e, None] * table[e][tokens_BT]
+    return total
+
+
+def scale(config: ModelConfig, weight: Tensor, mix: Tensor | None) -> Tensor:
+    """Of a norm: one for all, or one for each position."""
+    if mix is None or config.shared is None or config.shared.norms == "merged":
+        return weight
+    return sum((mix[..., e, None] * weight[e] for e in range(len(config.experts))), torch.zeros(()))
+
+
+def head(config: ModelConfig, weights: Weights, h: Tensor, mix: Tensor | None) -> Tensor:
+    table = weights["head.weight"] if "head.weight" in weights else weights["embed.weight"]
+    if mix is None or config.shared is None or config.shared.head == "merged":
+        return h @ table.T
+    if config.shared.head == "soft":
+        return sum((mix[..., e, None] * (h @ table[e].T) for e in range(len(config.experts))), torch.zeros(()))
+    rows = []
+    for h_TD, mix_TE in zip(h, mix, strict=True):
+        found = []
+        for h_D, mix_E in zip(h_TD, mix_TE, strict=True):
+            most = max(range(len(mix_E)), key=mix_E.tolist().__getitem__)
+            weight = 1 + mix_E[most] - mix_E[most].detach() if config.shared.head_gradient else 1
+            found.append(table[most] @ (weight * h_D))
+        rows.append(torch.stack(found))
+    return torch.stack(rows)
 
 
 def norm(config: ModelConfig, x: Tensor, weight: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from agreement import Agreement
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bam_core.config import GATES, AttentionExperts, FFNExperts, ModelConfig
+from bam_core.config import GATES, AttentionExperts, FFNExperts, ModelConfig, SharedExperts
 from bam_core.nn.lm import LM, init_weights
 from bam_core.nn.routing import Noise
 
@@ -66,6 +66,23 @@ CONFIGS = {
     "attention-only-top1": mixture(AttentionExperts(3, 1), None),
     "attention-top2-shared": mixture(AttentionExperts(3, 2, "shared", "topk_softmax"), FFNExperts(3, 2)),
     "attention-ste-bias": mixture(AttentionExperts(3, 2, "expert", "softmax_topk_ste", router_bias=True), None),
+    "shared-routed-btx": mixture(None, FFNExperts(3), shared=SharedExperts()),
+    "shared-routed-bam-sequential-untied": mixture(
+        SOFT, FFNExperts(3), shared=SharedExperts(), residual="sequential", tie_embeddings=False, norm="layer"
+    ),
+    "shared-routed-slots-head-gradient": mixture(
+        None,
+        FFNExperts(4, 3, slots=("general", "law", "law", "code")),
+        shared=SharedExperts(head_gradient=True, temperature=2.5),
+    ),
+    "shared-soft-head": mixture(SOFT, FFNExperts(3), shared=SharedExperts(head="soft")),
+    "shared-soft-head-untied-qk-norm": mixture(
+        SOFT, FFNExperts(3), shared=SharedExperts(head="soft"), tie_embeddings=False, qk_norm=True
+    ),
+    "shared-norms-only": mixture(None, FFNExperts(3), shared=SharedExperts(embed="merged", head="merged")),
+    "shared-head-only": mixture(None, FFNExperts(3), shared=SharedExperts(embed="merged", norms="merged")),
+    "shared-embedding-only": mixture(SOFT, None, shared=SharedExperts(norms="merged", head="merged")),
+    "shared-and-no-experts": mixture(None, None, shared=SharedExperts()),
     "attention-dense-gradient": mixture(AttentionExperts(3, 1, dense_router_gradient=True), None),
 }
 
@@ -82,7 +99,8 @@ def check(config: ModelConfig, agree: Agreement, seed: int = 1, *, training: boo
     weights = {name: p.detach().clone().requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
     noise, mode = draws(config, training)
 
-    actual = model.logits(model(tokens_BT, noise=noise).hidden_BTD)
+    output = model(tokens_BT, noise=noise)
+    actual = model.logits(output.hidden_BTD, output.mix_BTE)
     expected = naive.logits(config, weights, tokens_BT, mode)
     agree(actual, expected, what="logits")
 
@@ -156,8 +174,21 @@ def ffn_experts(draw: st.DrawFn) -> FFNExperts:
 
 
 @st.composite
+def shared_experts(draw: st.DrawFn) -> SharedExperts:
+    head = draw(st.sampled_from(["top1", "soft", "merged"]))
+    return SharedExperts(
+        embed=draw(st.sampled_from(["soft", "merged"])),
+        norms="soft" if head == "merged" else draw(st.sampled_from(["soft", "merged"])),
+        head=head,
+        temperature=draw(st.sampled_from([1.0, 0.3, 3.0])),
+        head_gradient=head == "top1" and draw(st.booleans()),
+    )
+
+
+@st.composite
 def model_configs(draw: st.DrawFn) -> ModelConfig:
     attention, ffn = draw(st.none() | attention_experts()), draw(st.none() | ffn_experts())
+    shared = draw(st.none() | shared_experts())
     return replace(
         DENSE,
         n_kv_heads=draw(st.sampled_from([1, 2, 4])),
@@ -169,7 +200,8 @@ def model_configs(draw: st.DrawFn) -> ModelConfig:
         rotary_pairs=draw(st.sampled_from(["half", "interleaved"])),
         attention=attention,
         ffn=ffn,
-        experts=NAMES if attention or ffn else (),
+        experts=NAMES if attention or ffn or shared else (),
+        shared=shared,
     )
 
 

@@ -41,5 +41,5 @@ def spoiled(changes: dict[str, Any]) -> dict[str, Any]:
         if value is MISSING:
             del part[last]
         else:
-            part[last] = value
+            part[last] = deepcopy(value)
     return recipe

@@ -54,7 +54,7 @@ def test_only_what_is_made_of_it_gets_another_key() -> None:
     plain = pipeline_keys(bam.build(load_recipe("quickstart"), DIGESTS))
     adopted = pipeline_keys(bam.build(load_recipe("quickstart", [ADOPT]), DIGESTS, THERE))
     changed = {stage for stage in plain if adopted.get(stage) != plain[stage]}
-    mixtures = {"mix.bam", "mix.btx", "train.bam", "train.btx"}
+    mixtures = {"mix.bam", "mix.btx", "train.bam", "train.btx", "routing"}
     assert changed == {"expert.law", "evaluate", "report"} | mixtures
     other = {NAME: THERE[NAME] | {"digest": "ef" * 32}}
     replaced = pipeline_keys(bam.build(load_recipe("quickstart", [ADOPT]), DIGESTS, other))

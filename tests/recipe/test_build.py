@@ -7,6 +7,7 @@ import pytest
 from bam_core.graph.key import pipeline_keys
 from bam_core.nn.costs import training_flops
 from pipelines import bam
+from pipelines.matching import mixture_phases
 from pipelines.recipe import load_recipe
 
 DIGESTS = {domain: domain * 8 for domain in ("general", "code", "law", "math")}
@@ -22,16 +23,16 @@ def changed(*sets: str, **digests: str) -> set[str]:
     return {stage for stage in before | after if before.get(stage) != after.get(stage)}
 
 
-MIXTURES = {"mix.bam", "mix.btx", "train.bam", "train.btx"}
+MIXTURES = {"mix.bam", "mix.btx", "train.bam", "train.btx", "routing"}
 RESULTS = {"evaluate", "report"}
 
 
 def test_the_whole_method() -> None:
     pipeline = bam.build(load_recipe("quickstart"), DIGESTS)
     assert [stage.name for stage in pipeline] == [
-        *("tokenizer", "data.general", "data.code", "data.law", "data.math"),
+        *("tokenizer", "data.general", "data.code", "data.law", "data.math", "overlap"),
         *("seed", "expert.code", "expert.law", "expert.math"),
-        *("mix.bam", "train.bam", "mix.btx", "train.btx", "dense", "evaluate", "report"),
+        *("mix.bam", "train.bam", "mix.btx", "train.btx", "dense", "evaluate", "routing", "report"),
     ]
     assert list(pipeline["mix.bam"].inputs) == [
         *("seed", "expert.code", "expert.law", "expert.math"),
@@ -46,15 +47,21 @@ def test_the_whole_method() -> None:
 @pytest.mark.parametrize(
     ("sets", "digests", "reached"),
     [
-        ([], {"law": "other text"}, {"data.law", "expert.law", "dense"} | MIXTURES | RESULTS),
+        ([], {"law": "other text"}, {"data.law", "overlap", "expert.law", "dense"} | MIXTURES | RESULTS),
         (["domains.math.expert.lr=1e-3"], {}, {"expert.math"} | MIXTURES | RESULTS),
         (["phases.expert.tokens=200k"], {}, {"expert.code", "expert.math"} | MIXTURES | RESULTS),
-        (["phases.mixture.lr=1e-3"], {}, {"train.bam", "train.btx", "dense"} | RESULTS),
-        (["variants.btx.ffn.top_k=2"], {}, {"mix.btx", "train.btx"} | RESULTS),
-        (["variants.btx.merge=slerp"], {}, {"mix.btx", "train.btx"} | RESULTS),
-        (["phases.mixture.balance_rate=1e-2"], {}, {"train.bam", "train.btx", "dense"} | RESULTS),
+        (["phases.mixture.lr=1e-3"], {}, {"train.bam", "train.btx", "dense", "routing"} | RESULTS),
+        (["variants.btx.ffn.top_k=2"], {}, {"mix.btx", "train.btx", "routing"} | RESULTS),
+        (["variants.btx.merge=slerp"], {}, {"mix.btx", "train.btx", "routing"} | RESULTS),
+        (["phases.mixture.balance_rate=1e-2"], {}, {"train.bam", "train.btx", "dense", "routing"} | RESULTS),
         (["ensemble=false"], {}, RESULTS),
         (["evaluate.tokens=10k"], {}, RESULTS),
+        (["evaluate.stride=64"], {}, RESULTS),
+        (["evaluate.routing.tokens=100"], {}, {"routing", "report"}),
+        (["evaluate.routing=false"], {}, {"routing", "report"}),
+        (["evaluate.routing=true"], {}, set()),
+        (["phases.mixture.collapse_stop=false"], {}, set()),
+        (["phases.mixture.collapse_stop=true"], {}, {"train.bam", "train.btx", "dense", "routing"} | RESULTS),
         (["runtime.expert.cpus=2", "runtime.checkpoint_steps=7", "runtime.max_parallel=9"], {}, set()),
     ],
 )
@@ -67,7 +74,8 @@ def test_a_change_reaches_what_depends_on_it_and_nothing_else(
 def test_the_general_text_and_the_seed_number_reach_everything_built_from_them() -> None:
     everything = set(keys())
     assert changed(general="other text") == everything
-    assert changed("seed=1") == everything - {"tokenizer", "data.general", "data.code", "data.law", "data.math"}
+    texts = {"tokenizer", "data.general", "data.code", "data.law", "data.math", "overlap"}
+    assert changed("seed=1") == everything - texts
 
 
 @pytest.mark.parametrize(
@@ -75,7 +83,7 @@ def test_the_general_text_and_the_seed_number_reach_everything_built_from_them()
     [
         ["variants.btx.router_init=centroid", "variants.btx.router_std=0.02", "variants.btx.merge=mean"],
         ["variants.btx.merge={method: mean, density: 0.2}", "variants.btx.ffn.scale=gate", "variants.btx.ffn.split=1"],
-        ["variants.bam.attention={}", "variants.bam.ffn={}"],
+        ["variants.bam.attention={}", "variants.bam.ffn={}", "evaluate.stride=128"],
         ["model.qk_norm=false", "model.rotary_frac=1", "model.tie_embeddings=true", "phases.mixture.gumbel_min=0.5"],
     ],
 )
@@ -97,7 +105,9 @@ def test_keys_are_made_of_what_is_not_at_its_default() -> None:
 def test_a_new_domain_runs_its_own_branch_and_what_is_mixed() -> None:
     """Neither the tokenizer nor the phases of the seed and the experts name it in the quickstart."""
     new = "domains.medicine={source: {kind: python-docs}}"
-    assert changed(new, medicine="a text") == {"data.medicine", "expert.medicine", "dense"} | MIXTURES | RESULTS
+    assert (
+        changed(new, medicine="a text") == {"data.medicine", "overlap", "expert.medicine", "dense"} | MIXTURES | RESULTS
+    )
 
 
 def test_a_mixture_reads_the_models_that_it_is_made_from() -> None:
@@ -158,15 +168,13 @@ def test_every_random_choice_has_its_own_seed_and_the_mixtures_share_one() -> No
 
 def test_compute_matching_spends_the_cheapest_variants_flops() -> None:
     recipe = load_recipe("quickstart", ["phases.mixture.match=compute"])
-    models, phases = bam.model_configs(recipe), bam.mixture_phases(recipe)
-    spent = {
-        name: training_flops(models["dense" if name == "dense" else f"train.{name}"], phase.tokens, phase.seq_len)
-        for name, phase in phases.items()
-    }
+    models = bam.model_configs(recipe)
+    phases = mixture_phases(recipe, models)
+    spent = {name: training_flops(models[name], phase.tokens, phase.seq_len) for name, phase in phases.items()}
     budget = training_flops(models["train.btx"], recipe.mixture_training().n_steps * 4096, 256)
-    assert spent["btx"] == budget
+    assert spent["train.btx"] == budget
     for name, phase in phases.items():
         one_batch = spent[name] / phase.n_steps
         assert budget - one_batch < spent[name] <= budget or name == "dense"
         assert phase.tokens % phase.batch_tokens == 0
-    assert phases["bam"].tokens < phases["btx"].tokens
+    assert phases["train.bam"].tokens < phases["train.btx"].tokens

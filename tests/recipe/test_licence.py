@@ -12,7 +12,7 @@ from bam_core.graph.key import pipeline_keys
 from bam_core.graph.stage import Pipeline
 from pipelines import bam
 from pipelines.recipe import load_recipe, recipe_from, shipped_recipes
-from pipelines.recipe.parts import LICENCES, SOURCES
+from pipelines.recipe.parts import LICENCES, TEXTS
 
 WHERE = {kind: {"path": "x"} for kind in ("text", "jsonl", "parquet", "hf")}
 
@@ -25,7 +25,7 @@ def pipeline(recipe: Any) -> Pipeline:
     return bam.build(recipe, {domain: domain * 8 for domain in (*recipe.domains, "tokenizer")})
 
 
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("kind", TEXTS)
 def test_every_kind_takes_one_and_the_key_does_not(kind: str) -> None:
     silent, stated = (with_code({"kind": kind, **WHERE.get(kind, {}), **more}) for more in ({}, {"licence": "MIT"}))
     assert silent.licence("code") == LICENCES.get(kind)

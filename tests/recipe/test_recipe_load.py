@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from recipes import GOOD, MISSING, spoiled
 
-from bam_core.config import ModelConfig
+from bam_core.config import ModelConfig, SharedExperts
 from bam_core.errors import InvalidInput, UsageError
 from bam_core.upcycle.variants import AttentionSpec, FFNSpec, MergeSpec, Variant
 from pipelines import bam
@@ -171,7 +171,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"phases.expert.lr": 0}, "phases.expert.lr", "positive"),
     ({"phases.mixture.warmup_frac": 2}, "phases.mixture.warmup_frac", "between 0 and 1"),
     ({"phases.mixture.dtype": "fp8"}, "phases.mixture.dtype", "one of bf16"),
-    ({"phases.mixture.match": "flops"}, "phases.mixture.match", "data or compute"),
+    ({"phases.mixture.match": "flops"}, "phases.mixture.match", "one of data, compute, seconds"),
     ({"phases.mixture.balance_rate": -1}, "phases.mixture.balance_rate", "0 or more"),
     ({"phases.mixture.router_bias_frac": 1.5}, "phases.mixture.router_bias_frac", "between 0 and 1"),
     ({"phases.mixture.gumbel_rate": -1e-4}, "phases.mixture.gumbel_rate", "0 or more"),
@@ -264,7 +264,19 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"dense": "maybe"}, "dense", "true or false"),
     ({"ensemble": "maybe"}, "ensemble", "true or false"),
     ({"evaluate.tokens": 31}, "evaluate.tokens", "at least one row, 32"),
-    ({"evaluate.tasks": ["arc"]}, "evaluate.tasks", "no task runner"),
+    ({"evaluate.stride": 0}, "evaluate.stride", "at least 1 and at most a window, 32 tokens"),
+    ({"evaluate.stride": 33}, "evaluate.stride", "at least 1 and at most a window, 32 tokens"),
+    ({"evaluate.routing": {"tokens": 0}}, "evaluate.routing.tokens", "at least 1"),
+    ({"evaluate.routing": {"knock_out_tokens": -1}}, "evaluate.routing.knock_out_tokens", "at least 0"),
+    ({"evaluate.routing": {"token": 1}}, "evaluate.routing.token", "did you mean 'tokens'"),
+    ({"evaluate.routing": "off"}, "evaluate.routing", "must be a mapping"),
+    ({"phases.mixture.collapse_for_frac": 2}, "phases.mixture.collapse_for_frac", "between 0 and 1"),
+    ({"evaluate.tasks": [{"path": "a.jsonl", "limit": 0}]}, "evaluate.tasks.0.limit", "at least 1"),
+    ({"evaluate.tasks": [{"path": "a.jsonl", "new_tokens": -1}]}, "evaluate.tasks.0.new_tokens", "at least 0"),
+    ({"evaluate.tasks": [{"path": "a", "execute": True, "new_tokens": 0}]}, "evaluate.tasks.0.execute", "nothing"),
+    ({"evaluate.tasks": [{"limit": 3}]}, "evaluate.tasks.0.path", "is missing"),
+    ({"evaluate.tasks": ["a.jsonl", {"path": "b", "limits": 3}]}, "evaluate.tasks.1.limits", "did you mean 'limit'"),
+    ({"evaluate.tasks": [7]}, "evaluate.tasks.0", "must be a path or"),
     ({"evaluate.tasks": "arc"}, "evaluate.tasks", "must be a list"),
     ({"runtime": {"expert": {"workers": 0}}}, "runtime.expert.workers", "at least 1"),
     ({"runtime": {"train": {"workers": 3}}}, "runtime.train.workers", "must divide the 2 rows"),
@@ -406,6 +418,7 @@ VARIANT_CLASSES = [
     (mixtures.AttentionVariant, AttentionSpec),
     (mixtures.FFNVariant, FFNSpec),
     (mixtures.MergeVariant, MergeSpec),
+    (mixtures.SharedVariant, SharedExperts),
 ]
 
 
@@ -423,7 +436,7 @@ def test_a_recipe_has_the_cores_keys_of_models_and_phases_with_their_defaults() 
     recipe = recipe_from(deepcopy(GOOD), "here")
     given, written = recipe.dense_config(), {*GOOD["model"], "vocab_size", "n_kv_heads"}
     assert {field.name for field in fields(ModelConfig)} - written - set(recipe.model.to_dict()) == {
-        *("attention", "ffn", "experts", "layout_version"),
+        *("attention", "ffn", "experts", "shared", "layout_version"),
     }
     assert given.identity().keys() == {*GOOD["model"], "vocab_size"}
     assert recipe.mixture_training().identity().keys() == {
@@ -460,12 +473,45 @@ def test_every_key_of_a_variant_reaches_the_core() -> None:
         "balance": "bias",
         "dense_router_gradient": True,
     }
+    shared = {"embed": "merged", "norms": "merged", "head": "top1", "temperature": 2.0, "head_gradient": True}
     variant = {"attention": attention, "ffn": ffn, "router_init": "ridge", "router_std": "1e-2", "merge": "dare"}
+    variant |= {"shared": shared}
     recipe = recipe_from(spoiled({"variants.all": variant}), "here")
     tuples = [{k: tuple(v) if isinstance(v, list) else v for k, v in part.items()} for part in (attention, ffn)]
     assert bam.variant(recipe, "all") == Variant(
-        "all", AttentionSpec(**tuples[0]), FFNSpec(**tuples[1]), "ridge", 0.01, MergeSpec("dare")
+        "all",
+        AttentionSpec(**tuples[0]),
+        FFNSpec(**tuples[1]),
+        "ridge",
+        0.01,
+        MergeSpec("dare"),
+        SharedExperts(**shared),
     )
+
+
+@pytest.mark.parametrize("written", ["routed", {}, {"head": "top1"}])
+def test_what_is_shared_is_a_word_or_a_group_of_keys(written: Any) -> None:
+    recipe = recipe_from(spoiled({"variants.bam.shared": written}), "here")
+    assert bam.variant(recipe, "bam").shared == SharedExperts()
+    assert bam.variant(recipe, "bam").identity() == bam.variant(
+        recipe_from(deepcopy(GOOD), "here"), "bam"
+    ).identity() | {"shared": {}}
+
+
+def test_everything_wrong_with_what_is_shared_is_told_at_its_key() -> None:
+    wrong = {"embed": "hard", "temperature": 0, "head": "soft", "head_gradient": True, "router": "x"}
+    with pytest.raises(InvalidInput) as error:
+        recipe_from(spoiled({"variants.bam.shared": wrong}), "here")
+    assert {problem.path for problem in error.value.problems} == {
+        f"variants.bam.shared.{key}" for key in ("embed", "temperature", "head_gradient", "router")
+    }
+    with pytest.raises(
+        InvalidInput, match=r"bam\.shared: 'averaged': must be merged or routed, or the keys of what is"
+    ):
+        recipe_from(spoiled({"variants.bam.shared": "averaged"}), "here")
+    nothing = dict.fromkeys(("embed", "norms", "head"), "merged")
+    with pytest.raises(InvalidInput, match="leaves nothing to route"):
+        recipe_from(spoiled({"variants.bam.shared": nothing}), "here")
 
 
 def test_a_mistake_in_a_variant_hides_no_other() -> None:
@@ -494,8 +540,10 @@ def test_a_wrong_list_of_experts_says_nothing_of_how_many_are_chosen() -> None:
 
 def test_the_json_schema_speaks_of_every_key() -> None:
     schema = json_schema()
-    assert set(schema["properties"]) == set(load_recipe("quickstart").to_dict())
-    assert schema["additionalProperties"] is False
+    whole, keys = schema["$defs"]["Recipe"], set(load_recipe("quickstart").to_dict())
+    assert set(whole["properties"]) == keys
+    assert whole["additionalProperties"] is False
+    assert set(schema["then"]["properties"]) == keys | {"extends"}
     text = json.dumps(schema)
     for name in ("generated-math", "softmax_topk_renorm", "max_seq_len", "batch_tokens", "router_init"):
         assert f'"{name}"' in text

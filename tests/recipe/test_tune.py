@@ -125,7 +125,7 @@ def changed(before: Pipeline, after: Pipeline) -> set[str]:
     return {name for name in old | new if old.get(name) != new.get(name)}
 
 
-AFTER = {"mix.bam", "mix.btx", "train.bam", "train.btx", "evaluate", "report"}
+AFTER = {"mix.bam", "mix.btx", "train.bam", "train.btx", "evaluate", "routing", "report"}
 EXPERTS = {"expert.code", "expert.math"}
 
 

@@ -39,6 +39,13 @@ def page(inputs: ReportInputs, out: Path) -> str:
     return (out / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_shared_router_has_a_column_where_some_mixture_has_one():
+    columns = [column.key for column in summary_table(fake_run()).columns]
+    routed = summary_table(changed(shared={"accuracy": 0.97, "own": 0.9, "condition": 1.5}))
+    assert [column.key for column in routed.columns] == [*columns, "shared_accuracy"]
+    assert [row["shared_accuracy"] for row in routed.rows] == [0.97, None]
+
+
 def test_csv_holds_every_figure_of_every_layer():
     inputs = fake_run()
     layers, perplexity = (read(table) for table in data_tables(inputs))

@@ -111,7 +111,9 @@ def test_nothing_in_the_source_unpickles_or_runs_what_it_reads() -> None:
         for path in sorted((ROOT / package).rglob("*.py"))
         for line, what in _dangers(ast.parse(path.read_text()))
     ]
-    assert found == []
+    places = [place for place in found if not place.startswith(f"{CONFINED}:")]
+    assert places == []
+    assert [place.rpartition(" ")[2] for place in found if place not in places] == ["exec", "compile"]
 
 
 @pytest.mark.parametrize(
@@ -165,6 +167,8 @@ def _forge_record(folder: Path) -> None:
     (folder / "record.json").write_text(json.dumps(record | {"checksum": record_checksum(record)}))
 
 
+CONFINED = "bam_core/evaluate/sandbox_child.py"
+"""Runs the code of a model, in a process that can do nothing else: `test_sandbox.py`."""
 _PICKLING = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 _RUNNING = {"eval", "exec", "compile", "FileSystemReader", "unsafe_load", "full_load"}
 
