@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from pipelines.report.findings import code, listed
 from pipelines.report.formats import MINUS, MISSING, clean, is_number
-from pipelines.report.heatmaps import GAP, LEFT, cell, heads, own, row_name, size
+from pipelines.report.heatmaps import LEFT, cell, heads, own, row_name, size
 from pipelines.report.inputs import Json, ReportInputs, in_order, is_of
 from pipelines.report.svg import CHAR, Panel, element, equally_wide, row_of, shortened
 from pipelines.report.tables import Column, Table
@@ -19,7 +19,7 @@ from pipelines.report.tables import Column, Table
 SECTIONS = {
     "attention": "attention expert masked",
     "ffn": "FFN expert masked",
-    "both": "both masked",
+    "both": "both branches masked",
 }
 """Part of `knock_out.json` -> what a panel of it shows."""
 CAPTION = "change of perplexity with one expert masked, in percent"
@@ -148,7 +148,7 @@ def _panel(what: str, title: str, rows: Json, domains: Sequence[str], largest: f
     shift = wide - LEFT + 8
     heading = element("text", shortened(title, width + shift), class_="title", x=0, y=14)
     body = element("g", *drawn, transform=f"translate({shift:.1f} 0)")
-    return Panel(max(width - GAP + shift, CHAR * len(title)), height, f"{what}. {_in_words(rows)}", (heading, body))
+    return Panel(max(width + shift, CHAR * len(title)), height, f"{what}. {_in_words(rows)}", (heading, body))
 
 
 def _in_words(rows: Json) -> str:

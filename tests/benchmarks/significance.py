@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from math import log1p, sqrt
 from pathlib import Path
 from typing import Any
@@ -94,16 +95,19 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Trial:
-    """One made-up evaluation: what we find in it, and the differences [R, B] of documents drawn anew."""
+    """One made-up evaluation, what we find in it, and what others would."""
 
     scores: DocumentScores
-    found: Comparison
-    drawn_RB: Floats
 
-    @classmethod
-    def of(cls, scores: DocumentScores) -> Trial:
-        drawn = Resampler(scores, PAIR, PLAIN_DRAWS, 0).drawn(AVERAGE)
-        return cls(scores, compare(scores, *PAIR), drawn[0] - drawn[1])
+    @cached_property
+    def found(self) -> Comparison:
+        return compare(self.scores, *PAIR)
+
+    @cached_property
+    def drawn(self) -> Floats:
+        """The differences of documents drawn anew [R, B]."""
+        a, b = Resampler(self.scores, PAIR, PLAIN_DRAWS, 0).drawn(AVERAGE)
+        return a - b
 
 
 def ours(trial: Trial) -> Interval:
@@ -121,14 +125,14 @@ def one_t(trial: Trial) -> Interval:
 
 def documents_only(trial: Trial) -> Interval:
     """The percentiles of the bootstrap over documents, as if the seeds were all that there are."""
-    return _percentiles(trial.drawn_RB.mean(0))
+    return _percentiles(trial.drawn.mean(0))
 
 
 def plain_bootstrap(trial: Trial) -> Interval:
     """The percentiles of a bootstrap over documents and seeds."""
-    n_seeds, n_draws = trial.drawn_RB.shape
+    n_seeds, n_draws = trial.drawn.shape
     chosen_RB = np.random.default_rng(1).integers(0, n_seeds, (n_seeds, n_draws))
-    return _percentiles(np.take_along_axis(trial.drawn_RB, chosen_RB, 0).mean(0))
+    return _percentiles(np.take_along_axis(trial.drawn, chosen_RB, 0).mean(0))
 
 
 def unpaired(trial: Trial) -> Interval:
@@ -150,7 +154,7 @@ def rates(world: World, repetitions: int, methods: Sequence[str] = tuple(METHODS
     """Of each method: coverage of the truth, share of intervals clear of zero, median width in percent."""
     rng, found = np.random.default_rng(seed), {name: [] for name in methods}
     for _ in range(repetitions):
-        trial = Trial.of(world.draw(rng))
+        trial = Trial(world.draw(rng))
         for name in methods:
             found[name].append(METHODS[name](trial))
     return {name: _rates(np.array(intervals), world.effect) for name, intervals in found.items()}

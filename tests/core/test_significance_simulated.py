@@ -12,9 +12,9 @@ import pytest
 
 from tests.benchmarks.significance import FAMILIES, WORLDS, World, family_rates, rates
 
-REPETITIONS = 60
+REPETITIONS = 50
 LEAST = 0.9
-"""Of 60 intervals at 95%, fewer than 54 hold the truth in 3 of 100 series; ours are wider than that."""
+"""Of 50 intervals at 95%, fewer than 45 hold the truth in 4 of 100 series; ours are wider than that."""
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def test_a_planted_effect_is_found_where_unpaired_documents_hide_it():
 
 
 def test_a_family_finds_the_planted_effect_and_no_other():
-    null = family_rates(FAMILIES["7 against 1, no effect"], 40)
-    planted = family_rates(replace(FAMILIES["7 against 1, effect of -3%"], effect=-0.04), 40)
+    null = family_rates(FAMILIES["7 against 1, no effect"], 20)
+    planted = family_rates(replace(FAMILIES["7 against 1, effect of -3%"], effect=-0.04), 20)
     assert null["any_false"] <= 1 - LEAST
     assert planted["any_false"] <= 1 - LEAST
     assert planted["first_found"] > 0.7
