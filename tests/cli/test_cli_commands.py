@@ -152,7 +152,7 @@ def test_a_bug_is_one_line_and_a_log_or_a_traceback(bam, fake, here, monkeypatch
 
 
 def test_options_before_and_after_the_command(bam, fake, monkeypatch):
-    fake.result = SimpleNamespace(decisions=[], models={}, searches={}, warnings=[], pipeline=None)
+    fake.result = SimpleNamespace(decisions=[], models={}, searches={}, warnings=[], data={}, recipe={}, pipeline=None)
     bam("--store", "a", "plan", "quickstart", "--address", "ray://x", "-v")
     assert fake.asked["settings"] == wiring.Settings("a", None, "ray://x", "ray", True)
     bam("--store", "a", "plan", "--store", "b", "quickstart")
@@ -167,7 +167,7 @@ def test_options_before_and_after_the_command(bam, fake, monkeypatch):
 
 
 def test_the_default_store(bam, fake):
-    fake.result = SimpleNamespace(decisions=[], models={}, searches={}, warnings=[], pipeline=None)
+    fake.result = SimpleNamespace(decisions=[], models={}, searches={}, warnings=[], data={}, recipe={}, pipeline=None)
     bam("plan", "quickstart")
     assert fake.asked["settings"].store == "./bam_store"
 
@@ -196,6 +196,8 @@ PLAN = SimpleNamespace(
         },
     },
     warnings=["variants.bam: ffn.experts has copies"],
+    data={},
+    recipe={"name": "quickstart"},
     pipeline=None,
 )
 

@@ -23,6 +23,7 @@ from bam_core.upcycle.apply import upcycle
 from bam_core.upcycle.edit import edited, removing
 from bam_core.upcycle.variants import VARIANTS, mixture_config, rules_for
 from infra.store import ArtifactStore
+from pipelines.stages import KINDS
 
 DENSE = ModelConfig(vocab_size=19, d_model=8, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=12, max_seq_len=16)
 SEED = 7
@@ -36,10 +37,10 @@ def made(
     inputs: Mapping[str, Record],
     write: Callable[[Path], None],
     config: Mapping[str, Any] | None = None,
-    version: int = 1,
 ) -> Record:
     """Commit an artifact as `pipelines.attempt` does."""
     function = stage.partition(".")[0]
+    version = KINDS[function].version if function in KINDS else 1
     spec = Stage(stage, function, version, config or {}, {role: record.stage for role, record in inputs.items()})
     payload = stage_payload(spec, {role: record.key for role, record in inputs.items()})
     key = stage_key(payload)
@@ -79,7 +80,7 @@ def fill(store: ArtifactStore) -> dict[str, Record]:
         "domains": ["law"],
     }
     parents = {stage: found[stage] for stage in (*EXPERTS.values(), "data.law")}
-    found["mix.bam"] = made(store, "mix.bam", parents, lambda out: mixture(out, sources), config, version=2)
+    found["mix.bam"] = made(store, "mix.bam", parents, lambda out: mixture(out, sources), config)
     mix = open_tensors(store.localize(found["mix.bam"]))
     target = mixture_config(DENSE, list(EXPERTS), variant)
     moved = ((name, mix.get(name) + 0.25) for name in mix.names())

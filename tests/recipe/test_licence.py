@@ -22,7 +22,7 @@ def with_code(source: dict[str, Any]) -> Any:
 
 
 def pipeline(recipe: Any) -> Pipeline:
-    return bam.build(recipe, {domain: domain * 8 for domain in (*recipe.domains, "tokenizer")})
+    return bam.build(recipe, {text: text * 8 for text in (*recipe.texts, *recipe.domains, "tokenizer")})
 
 
 @pytest.mark.parametrize("kind", TEXTS)
@@ -39,7 +39,9 @@ def test_every_kind_takes_one_and_the_key_does_not(kind: str) -> None:
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_stating_licences_changes_no_key_of_a_shipped_recipe(name: str) -> None:
     recipe = load_recipe(name)
-    stated = load_recipe(name, [f"domains.{domain}.source.licence=CC-BY-4.0" for domain in recipe.domains])
+    with_text = [f"domains.{name}" for name, domain in recipe.domains.items() if domain.source.kind != "cluster"]
+    places = [*with_text, *(f"discover.{name}" for name in recipe.discover)]
+    stated = load_recipe(name, [f"{place}.source.licence=CC-BY-4.0" for place in places])
     assert {stated.licence(domain) for domain in stated.domains} == {"CC-BY-4.0"}
     assert pipeline_keys(pipeline(stated)) == pipeline_keys(pipeline(recipe))
 
