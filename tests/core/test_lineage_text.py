@@ -42,7 +42,7 @@ def test_the_tree_draws_shared_artifacts_once() -> None:
 def test_every_artifact_and_every_edge_of_the_quickstart_is_named() -> None:
     graph = graph_of("report")
     text = to_text(graph, 200)
-    assert len(graph.nodes) == 20
+    assert len(graph.nodes) == 22
     for node in graph.nodes:
         assert len(re.findall(rf"{re.escape(node.stage)}@{node.key[:12]}", text)) == 1
     above = sum(len(line.split("above: ")[1].split(", ")) for line in text.splitlines() if "above: " in line)

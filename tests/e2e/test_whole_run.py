@@ -21,6 +21,7 @@ FILES = {
     **dict.fromkeys(MODELS, MODEL_FOLDER),
     **{name: MODEL_FOLDER | {"mix.json"} for name in ("mix.bam", "mix.btx")},
     "evaluate": {"perplexity.json", "documents.parquet", "tasks.json", "routing.json"},
+    "overlap": {"overlap.json"},
     "routing": {"routing.parquet", "routing_summary.json", "knock_out.json"},
     "report": {"report.html"},
 }
@@ -135,7 +136,7 @@ def test_run_json_keeps_its_contract(finished: Place) -> None:
 
 def test_plan_json_keeps_its_contract(finished: Place) -> None:
     value = finished.plan().json
-    assert set(value) == {"stages", "models", "searches", "warnings"}
+    assert set(value) == {"stages", "models", "searches", "data", "recipe", "warnings"}
     assert {stage["action"] for stage in value["stages"]} == {"reuse"}
     assert all(set(stage) >= {"stage", "key", "action", "reason", "cause"} for stage in value["stages"])
     assert set(value["models"]) == set(MODELS)
@@ -157,7 +158,7 @@ def test_the_same_recipe_gives_the_same_bytes_in_another_store(finished: Place, 
 
 def test_the_installed_script_runs_a_pipeline(up_to: Any, finished: Place) -> None:
     """By a relative path, from another folder, with the store in the environment."""
-    place = up_to("tokenizer", "data.*", "seed", "expert.*", "mix.*", "train.*", "dense")
+    place = up_to("tokenizer", "data.*", "overlap", "seed", "expert.*", "mix.*", "train.*", "dense")
     script = Path(sys.executable).with_name("bam")
     environment = {**os.environ, "BAM_STORE": "store", "BAM_EXECUTOR": "local"}
     ended = subprocess.run(
