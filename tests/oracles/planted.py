@@ -50,16 +50,16 @@ def one_scale_for_all_heads(patch: Patch) -> None:
 def norm_without_mean(patch: Patch) -> None:
     norm = layers.Norm.forward
 
-    def forward(self: layers.Norm, x: Tensor) -> Tensor:
+    def forward(self: layers.Norm, x: Tensor, mix: Tensor | None = None) -> Tensor:
         patch.setattr(self, "kind", "rms")
-        return norm(self, x)
+        return norm(self, x, mix)
 
     patch.setattr(layers.Norm, "forward", forward)
 
 
 def ffn_reads_the_stream_without_norm(patch: Patch) -> None:
-    def forward(self: Block, x: Tensor, rotary: Any, cache: Any, noise: Any = None) -> tuple[Tensor, LayerRouting]:
-        attended, attention_routing = self.attn(self.norm(x), rotary, cache)
+    def forward(self: Block, x: Tensor, rotary: Any, cache: Any, noise: Any, mix: Any) -> tuple[Tensor, LayerRouting]:
+        attended, attention_routing = self.attn(self.norm(x, mix), rotary, cache)
         out, ffn_routing = self.ffn(x)
         return x + attended + out, LayerRouting(attention_routing, ffn_routing)
 

@@ -49,7 +49,8 @@ def test_flops_are_the_products_that_run(name: str, agree: Agreement) -> None:
     model = LM(CONFIGS[name]).eval()
     init_weights(model, 0)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        model.logits(model(torch.zeros(1, N_TIME, dtype=torch.long)).hidden_BTD)
+        output = model(torch.zeros(1, N_TIME, dtype=torch.long))
+        model.logits(output.hidden_BTD, output.mix_BTE)
     expected = torch.tensor(counter.get_total_flops())
     agree(torch.tensor(N_TIME * costs.flops_per_token(CONFIGS[name], N_TIME)), expected, 0.0)
 
