@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bam_core.graph.lineage import NodeId
 from bam_core.graph.record import InputRef, Record
 from bam_core.graph.stage import kind_of
+from infra.mlflow_bulk import log_points
 from infra.provenance import mask_values
 
 if TYPE_CHECKING:
@@ -170,6 +171,8 @@ def log_results(
         if row["step"] == end:
             there |= {name for name in row if record.metrics.get(name) == row[name]}
         entries += metrics({name: row[name] for name in row if name not in there}, row["step"], at)
+    if not is_told:
+        entries = log_points(client, run_id, entries)
     # Of several figures of one step MLflow shows the newest, by clocks that may differ.
     entries += metrics(record.metrics, end, max(record.ended, time.time()) if is_live else record.ended, model_id)
     log_all(client, run_id, _params(mask_values(record.payload.get("config", {})), known_params), entries)
