@@ -13,7 +13,7 @@ another team trained, `adopted.<name>`, may stand in the place of `expert.<domai
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from bam_core.graph.stage import Pipeline, Resources, Stage, StageName
 from bam_core.nn.costs import training_flops
 from bam_core.seeds import child_seed
 from bam_core.upcycle.variants import Variant, mixture_config, variant_sources
+from pipelines import texts
 from pipelines.matching import mixture_phases
 from pipelines.recipe import Recipe
 from pipelines.recipe.baselines import baselines
@@ -33,7 +34,7 @@ from pipelines.recipe.parts import Group
 from pipelines.recipe.routing import routing_asked
 from pipelines.recipe.tuning import data_of, trained_stages, tuned_fields, without
 from pipelines.seeding import together
-from pipelines.stages import KINDS
+from pipelines.stages import KINDS, new_stage
 from pipelines.stages.inputs import REFERENCE
 
 Adopted = Mapping[str, Mapping[str, Any]]
@@ -56,11 +57,11 @@ def build(recipe: Recipe, digests: Mapping[str, str], adopted: Adopted | None = 
 
 def _stages(recipe: Recipe, digests: Mapping[str, str], adopted: Adopted) -> Iterator[Stage]:
     for name in recipe.discover:
-        yield _discover(recipe, name, digests)
-    yield _tokenizer(recipe, digests)
+        yield texts.discover(recipe, name, digests)
+    yield texts.tokenizer(recipe, digests)
     for domain in recipe.domains:
-        yield _data(recipe, domain, digests)
-    yield _overlap(recipe, digests)
+        yield texts.data(recipe, domain, digests)
+    yield texts.overlap(recipe, digests)
 
     for name in recipe.tune:
         yield _tune(recipe, name)
@@ -158,84 +159,13 @@ def warnings(recipe: Recipe) -> list[str]:
     ]
 
 
-def _tokenizer(recipe: Recipe, digests: Mapping[str, str]) -> Stage:
-    spec = recipe.tokenizer
-    if spec.kind == "file":
-        config: dict[str, Any] = {
-            "kind": "file",
-            "vocab_size": spec.vocab_size,
-            "digest": digests["tokenizer"],
-        }
-        return _stage("tokenizer", config, {}, {"path": spec.path})
-    domains = spec.domains or list(recipe.domains)
-    config = {
-        "kind": "bpe",
-        "vocab_size": spec.vocab_size,
-        "domains": {domain: _text_identity(recipe, domain, digests) for domain in domains},
-    }
-    sources = {domain: recipe.source(domain) for domain in domains}
-    return _stage("tokenizer", config, _clusters(recipe, domains), {"sources": sources})
-
-
-def _discover(recipe: Recipe, name: str, digests: Mapping[str, str]) -> Stage:
-    """Clusters of a text. `domains` in the config, as in that of the tokenizer: the texts that the stage reads."""
-    spec, text = recipe.discover[name].to_dict(), f"discover.{name}"
-    source, options = recipe.texts[text], {key: value for key, value in spec.items() if key != "source"}
-    config = {"domains": {name: {"source": _without_path(source) | {"digest": digests[text]}}}, **options}
-    return _stage(text, config, {}, {"source": source})
-
-
-def _clusters(recipe: Recipe, domains: Iterable[str]) -> dict[str, str]:
-    """The stages that say which documents are those of these domains."""
-    names = (recipe.text_name(domain) for domain in domains)
-    return {name: name for name in names if name.startswith("discover.")}
-
-
-def _data(recipe: Recipe, domain: str, digests: Mapping[str, str]) -> Stage:
-    config = {"domain": domain, "seq_len": recipe.model.max_seq_len} | _text_identity(recipe, domain, digests)
-    runtime = {"source": recipe.source(domain), **_said_of_text(recipe, domain)}
-    return _stage(f"data.{domain}", config, {"tokenizer": "tokenizer"} | _clusters(recipe, [domain]), runtime)
-
-
-def _overlap(recipe: Recipe, digests: Mapping[str, str]) -> Stage:
-    limits = {name: getattr(recipe.evaluate, name) for name in ("max_overlap", "max_contaminated", "allow_overlap")}
-    config: dict[str, Any] = {"domains": list(recipe.domains), **limits}
-    tasks, files = _tasks(recipe, digests)
-    config |= {"tasks": [{name: task[name] for name in ("digest", "limit")} for task in tasks]} if tasks else {}
-    inputs = {"tokenizer": "tokenizer"} | _all_data(recipe)
-    return _stage("overlap", config, inputs, {"tasks": files} if files else {})
-
-
-def _said_of_text(recipe: Recipe, domain: str) -> dict[str, str]:
-    """For people: under which licence a domain's text is, and its name on the hub. A key has its content instead."""
-    source, licence = recipe.source(domain), recipe.licence(domain)
-    said = {"licence": licence} if licence else {}
-    return said | ({"dataset": source["path"]} if source["kind"] == "hf" else {})
-
-
-def _text_identity(recipe: Recipe, domain: str, digests: Mapping[str, str]) -> dict[str, Any]:
-    """What defines a domain's text. Where it lies does not: `path` stays out, its content's digest is in."""
-    spec, digest = recipe.domains[domain], digests[recipe.text_name(domain)]
-    cluster = {"of": spec.source.of, "index": spec.source.index} if spec.source.kind == "cluster" else None
-    return {
-        "source": _without_path(recipe.source(domain)) | {"digest": digest},
-        "valid_frac": spec.valid_frac,
-        "max_bytes": spec.max_bytes,
-        **({"cluster": cluster} if cluster else {}),
-    }
-
-
-def _without_path(source: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in source.items() if name != "path"}
-
-
 def _training(recipe: Recipe, name: str) -> Stage:
     tuned = tuned_fields(recipe, name)
     phase = _phase(recipe, name, tuned)
     config = {"phase": phase, **({"tuned": _roles(tuned)} if tuned else {})}
     inputs = _start_inputs(recipe, name) | _data_inputs(phase, tuned) | {role: role for role in _roles(tuned)}
     inputs |= _reference_inputs(recipe, name)
-    stage = _stage(name, {**_start(recipe, name), **config}, inputs, {"pace": pace_of(recipe, name)})
+    stage = new_stage(name, {**_start(recipe, name), **config}, inputs, {"pace": pace_of(recipe, name)})
     return replace(stage, resources=_worker_group(_group(recipe, name)), checks=("overlap",))
 
 
@@ -268,7 +198,7 @@ def _tune(recipe: Recipe, name: str) -> Stage:
     )
     inputs |= {f"data.{domain}": f"data.{domain}" for domain in judges} | _reference_inputs(recipe, stage)
     runtime = {"pace": pace_of(recipe, stage), "max_trials": recipe.runtime.max_trials}
-    made = _stage(f"tune.{name}", config, inputs, runtime)
+    made = new_stage(f"tune.{name}", config, inputs, runtime)
     return replace(made, resources=_worker_group(_group(recipe, stage)), checks=("overlap",))
 
 
@@ -344,7 +274,7 @@ def _mix(recipe: Recipe, name: str) -> Stage:
         "domains": list(recipe.domains),
         "calibration_tokens": CALIBRATION_TOKENS,
     }
-    return _stage(f"mix.{name}", config, {stage: stage for _, stage in sources} | _all_data(recipe), {})
+    return new_stage(f"mix.{name}", config, {stage: stage for _, stage in sources} | texts.all_data(recipe), {})
 
 
 def _evaluate(recipe: Recipe, digests: Mapping[str, str]) -> Stage:
@@ -359,27 +289,12 @@ def _evaluate(recipe: Recipe, digests: Mapping[str, str]) -> Stage:
     }
     if recipe.ensemble:
         config["ensemble"] = list(experts(recipe).values())
-    tasks, files = _tasks(recipe, digests)
+    tasks, files = texts.asked_tasks(recipe, digests)
     config |= {"tasks": tasks} if tasks else {}
-    inputs = {name: name for name in models} | _all_data(recipe) | {"tokenizer": "tokenizer", "overlap": "overlap"}
-    stage = _stage("evaluate", config, inputs, {"tasks": files} if files else {})
+    inputs = {name: name for name in models} | texts.all_data(recipe) | {"tokenizer": "tokenizer", "overlap": "overlap"}
+    stage = new_stage("evaluate", config, inputs, {"tasks": files} if files else {})
     groups = (recipe.runtime.seed, recipe.runtime.expert, recipe.runtime.train)
     return replace(stage, resources=Resources(cpus=max(group.cpus for group in groups)))  # it runs alone
-
-
-def _tasks(recipe: Recipe, digests: Mapping[str, str]) -> tuple[list[dict[str, Any]], dict[str, dict[str, str]]]:
-    """What defines the tasks, in an order that follows from that alone; and digest -> where the file is."""
-    found = {digests[task_digest(number)]: file for number, file in enumerate(recipe.evaluate.tasks)}
-    asked = [
-        {"digest": digest, "limit": file.limit, "execute": file.execute, "new_tokens": file.new_tokens}
-        for digest, file in sorted(found.items())
-    ]
-    return asked, {digest: {"path": file.path} for digest, file in found.items()}
-
-
-def task_digest(number: int) -> str:
-    """The name of a task file's digest among those of the texts. No domain has a point in its name."""
-    return f"evaluate.tasks.{number}"
 
 
 def _routed(recipe: Recipe) -> list[str]:
@@ -392,7 +307,7 @@ def _routing(recipe: Recipe) -> Stage:
     asked, models = routing_asked(recipe.evaluate.routing), _routed(recipe)
     assert asked is not None, "the recipe leaves routing out"
     config = {"models": models, "domains": list(recipe.domains), "dtype": recipe.evaluate.dtype, **asked.to_dict()}
-    stage = _stage("routing", config, {name: name for name in models} | _all_data(recipe), {})
+    stage = new_stage("routing", config, {name: name for name in models} | texts.all_data(recipe), {})
     return replace(stage, resources=Resources(cpus=recipe.runtime.train.cpus))
 
 
@@ -406,13 +321,4 @@ def _report(recipe: Recipe) -> Stage:
     }
     tunes = [f"tune.{name}" for name in recipe.tune]
     judges = ["evaluate", "overlap", *(["routing"] if _routed(recipe) else [])]
-    return _stage("report", config, {name: name for name in [*judges, *models, *tunes]}, {})
-
-
-def _all_data(recipe: Recipe) -> dict[str, str]:
-    return {f"data.{domain}": f"data.{domain}" for domain in recipe.domains}
-
-
-def _stage(name: str, config: Mapping[str, Any], inputs: Mapping[str, str], runtime: Mapping[str, Any]) -> Stage:
-    function = name.partition(".")[0]
-    return Stage(name, function, KINDS[function].version, config, inputs, runtime)
+    return new_stage("report", config, {name: name for name in [*judges, *models, *tunes]}, {})

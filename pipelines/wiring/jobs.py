@@ -29,7 +29,7 @@ from infra.mlflow_connect import absolute_tracking_uri, local_path
 from infra.provenance import OVERRIDE, capture, mask_argv, mask_text
 from infra.ray_jobs import Job, RayJobs
 from infra.text_files import find_files
-from pipelines import bam
+from pipelines import bam, texts
 from pipelines.recipe import Recipe
 from pipelines.wiring.settings import Settings
 
@@ -129,7 +129,7 @@ def submit(
 def _check_stages(recipe: Recipe, selection: Selection, asked: Submission) -> None:
     """A misspelt name is told here, not by the job. Names do not depend on what the texts hold."""
     adopted: bam.Adopted = {name: {} for name in recipe.adopted.values()}
-    tasks = [bam.task_digest(number) for number in range(len(recipe.evaluate.tasks))]
+    tasks = [texts.task_digest(number) for number in range(len(recipe.evaluate.tasks))]
     pipeline = bam.build(recipe, dict.fromkeys([*recipe.texts, "tokenizer", *tasks], ""), adopted)
     selection.stages(pipeline)
     selection.forced(pipeline)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from bam_core.errors import InvalidInput, Problem
 from bam_core.evaluate.task_files import Task, read_task
 from infra.sources import TextSources
-from pipelines.bam import task_digest
 from pipelines.recipe import Recipe
+from pipelines.texts import task_digest
 
 
 def task_digests(recipe: Recipe, sources: TextSources) -> tuple[dict[str, str], list[Problem]]:
