@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test test-all lint format bench clean
+.PHONY: run test test-all lint format bench bench-page clean
 .DELETE_ON_ERROR:
 
 run: .venv/run.stamp
@@ -26,7 +26,11 @@ format: .venv/dev.stamp
 	$(BIN)/ruff format .
 
 bench: .venv/dev.stamp
-	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tests.benchmarks.all
+
+# The results of `make bench` into docs/performance/, and the page made anew.
+bench-page: .venv/dev.stamp
+	$(BIN)/python -m tests.benchmarks.page --take .bench
 
 # The stamps are newer than what they were made from, so a second call installs nothing.
 .venv/bin/python:

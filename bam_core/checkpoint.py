@@ -165,12 +165,14 @@ def write_model(
     card: str | None,
     provenance: Mapping[str, Any] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    made: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Write a model folder, tensors as they come; one shard and the tensor that opens the next are held.
 
     card: None if the caller writes it when it knows what the tensors came to. provenance: free-form JSON (stage,
     key ...), kept under `bam` in config.json, and with it, as `tensors`, the sha256 of every tensor. config.json is
-    written last.
+    written last. made: what the iteration over `tensors` says of each of them, its `sha256` among it, when it has
+    come to its end; without it they are hashed here.
     Raises InvalidInput, before the weights get their final names, unless the tensors are exactly the
     config's.
     """
@@ -184,10 +186,11 @@ def write_model(
         _write_shard(folder / _part(len(shards)), shard)
         shards.append(sorted(shard))
         shapes |= {name: tuple(tensor.shape) for name, tensor in shard.items()}
-        digests |= {name: tensor_sha256(tensor) for name, tensor in shard.items()}
+        digests |= {name: tensor_sha256(tensor) for name, tensor in shard.items() if made is None}
         total_bytes += sum(tensor.nbytes for tensor in shard.values())
         shard.clear()  # or it would stay alive while the next one fills
     _require_tensors(folder, config, shapes)
+    digests |= {name: made[name]["sha256"] for name in shapes} if made is not None else {}
     for stale in folder.glob(f"{Path(WEIGHTS).stem}*.safetensors*"):
         stale.unlink()  # of an earlier model in this folder: an index of its shards would be read first
     _name_shards(folder, shards, total_bytes)
@@ -250,5 +253,9 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 def tensor_sha256(tensor: Tensor) -> str:
     """Hex sha256 of the raw bytes, C order: of the very bytes that safetensors stores for this tensor."""
-    bytes_N = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(bytes_N.numpy().data).hexdigest()
+    return hashlib.sha256(tensor_bytes(tensor)).hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The raw bytes, C order; of the tensor itself where it is contiguous and in the host's memory."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

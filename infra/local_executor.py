@@ -100,7 +100,7 @@ class LocalWorker:
     world_size = 1
 
     def __init__(self, trainer: LocalTrainer, group: Resources) -> None:
-        self.device = "cuda" if group.gpus else "cpu"
+        self.device = group.device
         self.threads = group.cpus
         self.inputs = trainer.inputs
         self._root, self._log, self._judged = trainer.checkpoint_root, trainer.log, trainer.judged

@@ -96,11 +96,11 @@ class RayExecutor:
 
     def submit(self, stage: Stage, task: Callable[..., Any], *args: Any) -> None:
         self._require_head()
-        n_cpus = 0 if stage.resources.trains else stage.resources.cpus
+        n_cpus, n_gpus = (0, 0) if stage.resources.trains else (stage.resources.cpus, stage.resources.gpus)
         # A stage that computes has a process to itself, whose memory goes back when it ends. One that trains only
         # coordinates, and the next one is spared the seconds that the imports take.
         once = ray.remote(max_calls=0 if stage.resources.trains else 1)(task)
-        remote = once.options(name=stage.name, num_cpus=n_cpus, max_retries=2)
+        remote = once.options(name=stage.name, num_cpus=n_cpus, num_gpus=n_gpus, max_retries=2)
         self._stages[remote.remote(*args)] = stage.name
 
     def wait(self, timeout_s: float) -> Sequence[tuple[str, Any]]:

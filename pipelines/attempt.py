@@ -89,15 +89,16 @@ class StageEnd:
     made: bool
 
 
-def run_stage_job(job: StageJob, tracking: Mapping[str, Any], services: Services) -> StageEnd:
+def run_stage_job(job: StageJob, tracking: Mapping[str, Any], services: Services, *, waits: bool = True) -> StageEnd:
     """Make one artifact, or take it from a run that made it meanwhile. Raises StageFailed with the reason.
 
     tracking: the tracker's handle of the pipeline run that this stage belongs to.
+    waits: for another run that is making it; otherwise raises LeaseHeld.
     """
     store, name = services.store, job.stage.name
     try:
         while True:
-            lease = _acquire_or_reuse(job, store)
+            lease = _acquire_or_reuse(job, store, waits)
             if isinstance(lease, Record):
                 return StageEnd(lease, made=False)
             try:
@@ -108,6 +109,8 @@ def run_stage_job(job: StageJob, tracking: Mapping[str, Any], services: Services
                 # Held up for so long that another run took over: what it makes is as good, and this failure is ours.
             finally:
                 lease.release()
+    except LeaseHeld:
+        raise
     except BamError as error:
         raise StageFailed(f"{name}: {error}") from error
     except Exception as error:
@@ -133,7 +136,7 @@ def _is_lost(lease: Lease) -> bool:
     return False
 
 
-def _acquire_or_reuse(job: StageJob, store: Store) -> Lease | Record:
+def _acquire_or_reuse(job: StageJob, store: Store, waits: bool) -> Lease | Record:
     """The lease, or the record that another run made since the plan."""
     while True:
         if (made := _made_meanwhile(job, store)) is not None:
@@ -141,6 +144,8 @@ def _acquire_or_reuse(job: StageJob, store: Store) -> Lease | Record:
         try:
             lease = store.acquire(job.stage.name, job.key, job.owner)
         except LeaseHeld:
+            if not waits:
+                raise
             time.sleep(POLL_S)
             continue
         if (made := _made_meanwhile(job, store)) is not None:

@@ -3,8 +3,8 @@
     tokenizer -> data.<domain> -> seed -> expert.<domain> -> mix.<variant> -> train.<variant> -> evaluate -> report
 
 A search, `tune.<name>`, comes before the stages that use its best values. `overlap` looks for held-out text in training
-text, and nothing is trained before it has. `discover.<name>` makes domains of text that has none. `seeding` repeats the
-whole for more seeds.
+text, and nothing is trained before it has. `discover.<name>` makes domains of text that has none. `distil.<name>` makes
+the attention of a trained mixture cheaper. `seeding` repeats the whole for more seeds.
 
 Branch-Attend-Mix (BAM, section 4): branch the seed into one dense expert per domain, then initialise attention and FFN
 experts of a mixture from them. The general domain's expert is the seed itself: no training, no copy. An expert that
@@ -35,12 +35,14 @@ from pipelines.recipe.routing import routing_asked
 from pipelines.recipe.tuning import data_of, trained_stages, tuned_fields, without
 from pipelines.seeding import together
 from pipelines.stages import KINDS, new_stage
-from pipelines.stages.inputs import REFERENCE
+from pipelines.stages.inputs import REFERENCE, TEACHER
 
 Adopted = Mapping[str, Mapping[str, Any]]
 """Name of an adopted expert -> the configuration of its stage (`bam_core.graph.adopted`)."""
 Tuned = Mapping[str, Mapping[str, str]]
 """Search -> {key of the recipe: field of the phase}."""
+Phases = Mapping[str, TrainConfig]
+"""Of `trainings`: worked out once for all stages of a seed."""
 CALIBRATION_TOKENS = 4096
 """Of each domain's text, to fit a mixture's routers and to measure its start."""
 
@@ -63,19 +65,22 @@ def _stages(recipe: Recipe, digests: Mapping[str, str], adopted: Adopted) -> Ite
         yield texts.data(recipe, domain, digests)
     yield texts.overlap(recipe, digests)
 
+    phases = trainings(recipe)
     for name in recipe.tune:
-        yield _tune(recipe, name)
-    yield _training(recipe, "seed")
+        yield _tune(recipe, name, phases)
+    yield _training(recipe, "seed", phases)
     for domain in recipe.specialists:
-        yield _training(recipe, f"expert.{domain}")
+        yield _training(recipe, f"expert.{domain}", phases)
     for expert in recipe.adopted.values():
         yield adopted_stage({"name": expert} | adopted[expert], KINDS["adopt"].version)
     for name in recipe.variants:
         if recipe.mix_of(name) == name:
             yield _mix(recipe, name)
-        yield _training(recipe, f"train.{name}")
+        yield _training(recipe, f"train.{name}", phases)
+    for name in recipe.distil:
+        yield _training(recipe, f"distil.{name}", phases)
     if recipe.dense:
-        yield _training(recipe, "dense")
+        yield _training(recipe, "dense", phases)
 
     yield _evaluate(recipe, digests)
     if _routed(recipe):
@@ -114,6 +119,8 @@ def model_configs(recipe: Recipe) -> dict[str, ModelConfig]:
     for name in recipe.variants:
         mixture = mixture_config(dense, list(experts(recipe)), variant(recipe, name))
         models |= {f"mix.{recipe.mix_of(name)}": mixture, f"train.{name}": mixture}
+    for name, distil in recipe.distil.items():
+        models[f"distil.{name}"] = distil.sparser().config(models[f"train.{distil.source}"])
     return models
 
 
@@ -121,6 +128,7 @@ def trainings(recipe: Recipe) -> dict[str, TrainConfig]:
     """Stage name -> its phase, as the recipe says it: a search may set some of its fields."""
     phases = {"seed": recipe.seed_training()}
     phases |= {f"expert.{domain}": recipe.expert_training(domain) for domain in recipe.specialists}
+    phases |= {f"distil.{name}": recipe.distil_training(name) for name in recipe.distil}
     return phases | mixture_phases(recipe, model_configs(recipe))
 
 
@@ -140,7 +148,8 @@ def search_costs(recipe: Recipe) -> dict[str, dict[str, float]]:
 
 def changing_data(recipe: Recipe) -> dict[str, str]:
     """Stage name -> how the shares of its training data change, in words; those whose shares stay are left out."""
-    found = {stage: in_words(data_of(recipe, stage)) for stage in trained_stages(recipe)}
+    stages = [*trained_stages(recipe), *(f"distil.{name}" for name in recipe.distil)]
+    found = {stage: in_words(data_of(recipe, stage)) for stage in stages}
     return {stage: words for stage, words in found.items() if words is not None}
 
 
@@ -151,30 +160,34 @@ def variant(recipe: Recipe, name: str) -> Variant:
 def warnings(recipe: Recipe) -> list[str]:
     """What the recipe may ask for and likely does not mean, each with its key path."""
     models, variants = list(experts(recipe)), {name: variant(recipe, name) for name in recipe.variants}
-    found = [f"variants.{name}: {warning}" for name, spec in variants.items() for warning in spec.warnings(models)]
-    return found + [
+    whose: dict[str, list[str]] = {}
+    for name, spec in variants.items():
+        for warning in spec.warnings(models):
+            whose.setdefault(warning, []).append(name)
+    return [f"variants.{', '.join(names)}: {warning}" for warning, names in whose.items()] + [
         f"discover.{name}: no domain is cluster {', '.join(map(str, left))}: that text is left out"
         for name, left in unused_clusters(recipe).items()
         if left
     ]
 
 
-def _training(recipe: Recipe, name: str) -> Stage:
+def _training(recipe: Recipe, name: str, phases: Phases) -> Stage:
     tuned = tuned_fields(recipe, name)
-    phase = _phase(recipe, name, tuned)
+    phase = _phase(recipe, name, tuned, phases)
     config = {"phase": phase, **({"tuned": _roles(tuned)} if tuned else {})}
     inputs = _start_inputs(recipe, name) | _data_inputs(phase, tuned) | {role: role for role in _roles(tuned)}
-    inputs |= _reference_inputs(recipe, name)
+    inputs |= _reference_inputs(recipe, phases[name])
     stage = new_stage(name, {**_start(recipe, name), **config}, inputs, {"pace": pace_of(recipe, name)})
     return replace(stage, resources=_worker_group(_group(recipe, name)), checks=("overlap",))
 
 
-def _tune(recipe: Recipe, name: str) -> Stage:
+def _tune(recipe: Recipe, name: str, phases: Phases) -> Stage:
     """Trains as the stage that it searches for, on what that reads, once for each trial."""
     search, stage = recipe.tune[name], recipe.tune[name].stage
     fields = tuned_fields(recipe, stage)[name]
     tuned = tuned_fields(recipe, stage, before=name)
-    phase = _phase(recipe, stage, tuned | {name: fields}) | ({"tokens": search.tokens} if search.tokens else {})
+    phase = _phase(recipe, stage, tuned | {name: fields}, phases)
+    phase |= {"tokens": search.tokens} if search.tokens else {}
     kind, _, domain = stage.partition(".")
     judges = search.domains or ([domain] if kind == "expert" else list(recipe.domains))
     config = {
@@ -196,7 +209,7 @@ def _tune(recipe: Recipe, name: str) -> Stage:
         | _data_inputs(phase, tuned | {name: fields})
         | {role: role for role in _roles(tuned)}
     )
-    inputs |= {f"data.{domain}": f"data.{domain}" for domain in judges} | _reference_inputs(recipe, stage)
+    inputs |= {f"data.{domain}": f"data.{domain}" for domain in judges} | _reference_inputs(recipe, phases[stage])
     runtime = {"pace": pace_of(recipe, stage), "max_trials": recipe.runtime.max_trials}
     made = new_stage(f"tune.{name}", config, inputs, runtime)
     return replace(made, resources=_worker_group(_group(recipe, stage)), checks=("overlap",))
@@ -207,6 +220,10 @@ def _start(recipe: Recipe, name: str) -> dict[str, Any]:
     kind, _, rest = name.partition(".")
     if kind == "seed":
         return {"init_seed": child_seed(recipe.seed, "init"), "model": recipe.dense_config().identity()}
+    if kind == "distil":
+        distil = recipe.distil[rest]
+        attention = distil.sparser().to_json()
+        return {"variant": distil.source, "attention": attention, "distil": distil.loss().identity()}
     return {"expert": {"domain": rest}, "train": {"variant": rest}, "dense": {}}[kind]
 
 
@@ -214,13 +231,15 @@ def _start_inputs(recipe: Recipe, name: str) -> dict[str, str]:
     kind, _, rest = name.partition(".")
     if kind == "train":
         return {"mix": f"mix.{recipe.mix_of(rest)}"}
+    if kind == "distil":
+        return {TEACHER: f"train.{recipe.distil[rest].source}"}
     return {"tokenizer": "tokenizer"} if kind == "seed" else {"seed": "seed"}
 
 
-def _phase(recipe: Recipe, name: str, tuned: Tuned) -> dict[str, Any]:
+def _phase(recipe: Recipe, name: str, tuned: Tuned, phases: Phases) -> dict[str, Any]:
     """The phase's identity without the fields that searches set."""
     fields = {key: field for found in tuned.values() for key, field in found.items()}
-    return without(recipe, trainings(recipe)[name].identity(), name, fields)
+    return without(recipe, phases[name].identity(), name, fields)
 
 
 def _roles(tuned: Tuned) -> dict[str, Mapping[str, str]]:
@@ -233,9 +252,8 @@ def _data_inputs(phase: Mapping[str, Any], tuned: Tuned) -> dict[str, str]:
     return {f"data.{domain}": f"data.{domain}" for domain in dict.fromkeys([*read_domains(phase), *sorted(searched)])}
 
 
-def _reference_inputs(recipe: Recipe, name: str) -> dict[str, str]:
+def _reference_inputs(recipe: Recipe, phase: TrainConfig) -> dict[str, str]:
     """Where shares follow the losses: the dense models that these are compared with."""
-    phase = trainings(recipe)[name]
     if phase.adaptive is None or not phase.adaptive.compares:
         return {}
     is_own, own = phase.adaptive.reference == "specialists", experts(recipe)
@@ -293,14 +311,18 @@ def _evaluate(recipe: Recipe, digests: Mapping[str, str]) -> Stage:
     config |= {"tasks": tasks} if tasks else {}
     inputs = {name: name for name in models} | texts.all_data(recipe) | {"tokenizer": "tokenizer", "overlap": "overlap"}
     stage = new_stage("evaluate", config, inputs, {"tasks": files} if files else {})
-    groups = (recipe.runtime.seed, recipe.runtime.expert, recipe.runtime.train)
-    return replace(stage, resources=Resources(cpus=max(group.cpus for group in groups)))  # it runs alone
+    return replace(stage, resources=_judging(recipe.runtime.seed, recipe.runtime.expert, recipe.runtime.train))
+
+
+def _judging(*groups: Group) -> Resources:
+    """What stages that score models have: the cores of the largest group, and a GPU where one of them trains on one."""
+    return Resources(cpus=max(group.cpus for group in groups), gpus=min(1, max(group.gpus for group in groups)))
 
 
 def _routed(recipe: Recipe) -> list[str]:
     """The trained mixtures whose routers are looked at: those that have some, if the recipe asks for it."""
     models = model_configs(recipe).items() if routing_asked(recipe.evaluate.routing) else ()
-    return [name for name, model in models if name.startswith("train.") and (model.attention or model.ffn)]
+    return [name for name, model in models if name.startswith(("train.", "distil.")) and (model.attention or model.ffn)]
 
 
 def _routing(recipe: Recipe) -> Stage:
@@ -308,7 +330,7 @@ def _routing(recipe: Recipe) -> Stage:
     assert asked is not None, "the recipe leaves routing out"
     config = {"models": models, "domains": list(recipe.domains), "dtype": recipe.evaluate.dtype, **asked.to_dict()}
     stage = new_stage("routing", config, {name: name for name in models} | texts.all_data(recipe), {})
-    return replace(stage, resources=Resources(cpus=recipe.runtime.train.cpus))
+    return replace(stage, resources=_judging(recipe.runtime.train))
 
 
 def _report(recipe: Recipe) -> Stage:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType
 from typing import Any, Protocol
 
-from bam_core.errors import BamError, ExecutorLost, StoreError
+from bam_core.errors import BamError, ExecutorLost, LeaseHeld, StoreError
 from bam_core.graph.plan import Decision
 from bam_core.graph.schedule import Schedule
 from bam_core.graph.stage import Pipeline
@@ -28,6 +28,8 @@ from pipelines.attempt import StageEnd, StageJob
 
 POLL_S = 0.25
 """How often the driver looks at what runs."""
+HELD_S = 1.0
+"""How long a stage that another run is making is left alone, so that this run does something else meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ class PipelineRun:
         self._ends: dict[str, StageEnd] = {}
         self._errors: dict[str, str] = {}
         self._last: dict[str, Mapping[str, Any]] = {}
+        self._held: dict[str, float] = {}
 
     def run(self, executor: Executor, task: Task, max_parallel: int) -> str:
         """Run to the end of what can be run. Returns `done` or `failed`."""
@@ -137,11 +140,11 @@ class PipelineRun:
     def _run(self, executor: Executor, task: Task) -> str:
         try:
             while not self._schedule.finished:
-                for stage in self._schedule.startable():
+                for stage in self._schedule.startable(self._held_now()):
                     self._schedule.started(stage.name)
                     self._clock[stage.name] = (time.monotonic(), None)
                     executor.submit(stage, task.call, self._jobs[stage.name], *task.args)
-                for name, outcome in executor.wait(POLL_S):
+                for name, outcome in self._wait(executor):
                     self._ended(name, outcome)
                 self._display.update(self.states())
         except ExecutorLost as error:
@@ -151,7 +154,21 @@ class PipelineRun:
             self._display.update(self.states())
         return "failed" if self._errors else "done"
 
+    def _wait(self, executor: Executor) -> Sequence[tuple[str, Any]]:
+        if "running" in self._schedule.statuses.values():
+            return executor.wait(POLL_S)
+        time.sleep(POLL_S)  # all that could start is being made by other runs
+        return ()
+
+    def _held_now(self) -> set[str]:
+        return {name for name, since in self._held.items() if time.monotonic() < since + HELD_S}
+
     def _ended(self, name: str, outcome: Any) -> None:
+        if isinstance(outcome, LeaseHeld):
+            self._held[name] = time.monotonic()
+            del self._clock[name]
+            self._schedule.put_back(name)
+            return
         self._clock[name] = (self._clock[name][0], time.monotonic())
         self._last[name] = self._progress(name)
         if isinstance(outcome, BaseException):

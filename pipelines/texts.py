@@ -49,6 +49,9 @@ def _clusters(recipe: Recipe, domains: Iterable[str]) -> dict[str, str]:
 def data(recipe: Recipe, domain: str, digests: Mapping[str, str]) -> Stage:
     config = {"domain": domain, "seq_len": recipe.model.max_seq_len} | _text_identity(recipe, domain, digests)
     runtime = {"source": recipe.source(domain), **_said_of_text(recipe, domain)}
+    if (valid := recipe.valid_source(domain)) is not None:
+        config["valid"] = _without_path(valid) | {"digest": digests[f"{domain}.valid"]}
+        runtime["valid"] = valid
     return new_stage(f"data.{domain}", config, {"tokenizer": "tokenizer"} | _clusters(recipe, [domain]), runtime)
 
 
@@ -74,7 +77,7 @@ def _text_identity(recipe: Recipe, domain: str, digests: Mapping[str, str]) -> d
     cluster = {"of": spec.source.of, "index": spec.source.index} if spec.source.kind == "cluster" else None
     return {
         "source": _without_path(recipe.source(domain)) | {"digest": digest},
-        "valid_frac": spec.valid_frac,
+        "valid_frac": spec.valid_frac if spec.valid is None else None,
         "max_bytes": spec.max_bytes,
         **({"cluster": cluster} if cluster else {}),
     }

@@ -144,6 +144,9 @@ def what_it_is(stage: str, config: Mapping[str, Any]) -> str:
             return f"The mixture {name} as initialised from its experts, untrained."
         case "train":
             return f"The mixture {config.get('variant', rest)}, trained on all domains."
+        case "distil":
+            variant = config.get("variant", "?")
+            return f"The mixture {variant} with cheaper attention, which learned from {variant} as it was trained."
         case "edit" if config.get("operation") == "add":
             name = config.get("name", "?")
             return f"A mixture that was given the expert {name}, which is not heard until training takes its bias to 0."

@@ -7,9 +7,11 @@ Constraints live beside the fields (`problems`), so a recipe, a checkpoint and a
 """
 
 from bam_core.config.data_plan import Adaptive, Anneal, shares_problems
+from bam_core.config.distil import Distillation
 from bam_core.config.experts import GATES, AttentionExperts, FFNExperts, Gate, KeysValues
 from bam_core.config.model import LAYOUT_VERSION, ModelConfig
 from bam_core.config.shared import SharedExperts
+from bam_core.config.sparser import Sparser
 from bam_core.config.training import TrainConfig
 
 __all__ = [
@@ -18,11 +20,13 @@ __all__ = [
     "Adaptive",
     "Anneal",
     "AttentionExperts",
+    "Distillation",
     "FFNExperts",
     "Gate",
     "KeysValues",
     "ModelConfig",
     "SharedExperts",
+    "Sparser",
     "TrainConfig",
     "shares_problems",
 ]

@@ -27,6 +27,9 @@ class AttentionExperts:
     layers: those that have experts; None for all. router_bias: a bias in the router's logits, not trained; training
     takes it to 0 (an expert that was added starts unheard). dense_router_gradient: the router learns from experts
     that were not chosen too: the value of the sparse gate, the gradient of the soft one.
+    threshold: outside training, an expert whose gate is below it is left out for that token. The other gates stay as
+    they are, so the output moves by at most the left-out gates' sum times the largest expert's output; 0 leaves out
+    none, 1/E at most, so that there is always one left.
     """
 
     n_experts: int
@@ -37,6 +40,7 @@ class AttentionExperts:
     layers: tuple[int, ...] | None = None
     router_bias: bool = False
     dense_router_gradient: bool = False
+    threshold: float = 0.0
 
     def problems(self) -> Iterator[Problem]:
         yield from positive_ints(self, ("n_experts", "top_k"))
@@ -46,6 +50,15 @@ class AttentionExperts:
             yield Problem("gate", self.gate, "is for FFN experts only", "choose softmax_topk")
         yield from booleans(self, ("router_bias", "dense_router_gradient"))
         yield from _top_k_fits(self.top_k, self.n_experts)
+        yield from self._threshold_problems()
+
+    def _threshold_problems(self) -> Iterator[Problem]:
+        if self.threshold == 0 and not isinstance(self.threshold, bool):
+            return
+        most = 1 / self.n_experts if is_positive(self.n_experts) else 1.0
+        if not (is_positive(self.threshold) and self.threshold <= most):
+            expected = f"must be at least 0 and at most {most:.3g}, one in n_experts"
+            yield Problem("threshold", self.threshold, expected, "0 leaves out no expert")
 
 
 @dataclass(frozen=True)

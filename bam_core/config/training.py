@@ -100,7 +100,7 @@ class TrainConfig:
         if not (isfinite(self.lr) and self.lr > 0):
             yield Problem("lr", self.lr, "must be a positive number")
         fractions = ("warmup_frac", "min_lr_frac", "router_bias_frac", "collapse_min_load", "collapse_for_frac")
-        for name in (*fractions, *(f"{part}_freeze_frac" for part in FREEZABLE)):
+        for name in (*fractions, "attention_soft_frac", *(f"{part}_freeze_frac" for part in FREEZABLE)):
             if not 0 <= getattr(self, name) <= 1:
                 yield Problem(name, getattr(self, name), "must be between 0 and 1")
         for name in ("beta1", "beta2"):

@@ -9,12 +9,12 @@ validation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 ROWS_PER_BLOCK = 1024
 """How many rows are made at a time: bounds the memory, does not change the rows."""
@@ -34,16 +34,16 @@ class Rows:
         return Rows(self.tokens[part], self.n_bytes[part])
 
 
-def pack(
-    documents: Iterable[Sequence[int]], seq_len: int, eos_id: int, token_bytes: NDArray[np.int32]
-) -> Iterator[Rows]:
+def pack(documents: Iterable[ArrayLike], seq_len: int, eos_id: int, token_bytes: NDArray[np.int32]) -> Iterator[Rows]:
     """Pack tokenised documents into blocks of rows. token_bytes [vocab_size]: UTF-8 bytes of each id."""
     dtype = token_dtype(len(token_bytes))
-    stream = [np.array([eos_id], dtype)]
+    end = np.array([eos_id], dtype)
+    stream = [end]
     n_tokens = 1
     for document in documents:
-        stream.append(np.asarray([*document, eos_id], dtype))
-        n_tokens += len(stream[-1])
+        ids = np.asarray(document, dtype)
+        stream += [ids, end]
+        n_tokens += len(ids) + 1
         if n_tokens > seq_len * ROWS_PER_BLOCK:
             rows, rest = _rows(np.concatenate(stream), seq_len, token_bytes)
             stream, n_tokens = [rest], len(rest)

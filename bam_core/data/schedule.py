@@ -57,10 +57,6 @@ class CountedMixture:
         """The exact shares of a step."""
         return dict(zip(self.domains, self._shares[step].tolist(), strict=True))
 
-    def rows_before(self, step: int) -> dict[str, int]:
-        """How many rows of each domain come before this step."""
-        return dict(zip(self.domains, self._before[step].tolist(), strict=True))
-
     def locate(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Where the rows of a batch are: index into `domains` [R], row within it [R]."""
         assert 0 <= step < self.n_steps, f"step {step} of {self.n_steps} that are known"

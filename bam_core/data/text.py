@@ -37,15 +37,17 @@ def size_bytes(documents: Iterable[Document]) -> int:
     return sum(len(document.text.encode()) for document in documents)
 
 
-def split(documents: Iterable[Document], valid_frac: float, max_bytes: int | None = None) -> Split:
+def split(documents: Iterable[Document], valid_frac: float | None, max_bytes: int | None = None) -> Split:
     """Drop duplicates, sort by content, keep `max_bytes`, and set `valid_frac` of the bytes apart.
 
     Two texts are duplicates when they differ in case and white space only. Validation takes whole documents,
     in order, that fit into its share; where they are too few or too large for that, one is cut at the end of
-    a line.
+    a line. None sets nothing apart: what is held out comes from elsewhere.
 
     Raises InvalidInput when there is no text, or too little to give both parts some.
     """
+    if valid_frac is None:
+        return _all_for_training(documents, max_bytes)
     if not 0 < valid_frac < 1:
         raise InvalidInput("split", [Problem("valid_frac", valid_frac, "must lie between 0 and 1")])
     kept, n_duplicates = _distinct(documents)
@@ -70,6 +72,14 @@ def split(documents: Iterable[Document], valid_frac: float, max_bytes: int | Non
         expected = "must hold enough text for training and validation; a few lines are too little"
         raise InvalidInput("split", [Problem("documents", len(kept), expected)])
     return Split(tuple(train), tuple(valid), n_duplicates)
+
+
+def _all_for_training(documents: Iterable[Document], max_bytes: int | None) -> Split:
+    kept, n_duplicates = _distinct(documents)
+    train = kept if max_bytes is None else _take(kept, max_bytes)
+    if not train:
+        raise InvalidInput("split", [Problem("documents", len(kept), "must hold text")])
+    return Split(tuple(train), (), n_duplicates)
 
 
 def _distinct(documents: Iterable[Document]) -> tuple[list[Document], int]:

@@ -49,7 +49,8 @@ class Tokenizer:
     """A trained tokenizer.
 
     vocab_size: the highest id + 1. eos_id: what ends every document. token_bytes [vocab_size]: UTF-8 bytes
-    that each id stands for; 0 for special tokens.
+    that each id stands for; 0 for special tokens. cuts_like_gpt2: it cuts text by GPT-2's pattern and then makes ids of
+    each part by itself, and of nothing else.
     """
 
     def __init__(self, definition: str, where: str = "tokenizer") -> None:
@@ -62,7 +63,8 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         # "<|endoftext|>" inside a document is text like any other.
         self._tokenizer.encode_special_tokens = True
-        if not _is_byte_level(json.loads(definition)):
+        read = json.loads(definition)
+        if not _is_byte_level(read):
             raise _invalid(where, "must be a byte-level tokenizer; others do not keep every byte of the text")
         end_ids = [self._tokenizer.token_to_id(name) for name in END_TOKENS]
         known = [index for index in end_ids if index is not None]
@@ -73,6 +75,9 @@ class Tokenizer:
         self.vocab_size = max(vocabulary.values()) + 1
         self.token_bytes = np.zeros(self.vocab_size, dtype=np.int32)
         added = self._tokenizer.get_added_tokens_decoder()
+        alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+        only_bytes = alphabet <= vocabulary.keys() and all(token.special for token in added.values())
+        self.cuts_like_gpt2 = only_bytes and _cuts_like_gpt2(read)
         for token, index in vocabulary.items():
             if index not in added:
                 self.token_bytes[index] = len(token)  # one character of a byte-level token is one byte
@@ -90,7 +95,7 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, with nothing added in front or behind."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids; special tokens have none. Bytes of a cut character read as U+FFFD."""
@@ -111,6 +116,12 @@ def _is_byte_level(definition: dict[str, Any]) -> bool:
     return definition.get("normalizer") in (None, {"type": "NFC"}) and any(
         step["type"] == "ByteLevel" and not step.get("add_prefix_space", True) for step in steps
     )
+
+
+def _cuts_like_gpt2(definition: dict[str, Any]) -> bool:
+    step, model = definition.get("pre_tokenizer") or {}, definition["model"]
+    plain = definition.get("normalizer") is None and model["type"] == "BPE" and not model.get("dropout")
+    return plain and step["type"] == "ByteLevel" and step.get("use_regex", True)
 
 
 def _steps(pre_tokenizer: dict[str, Any] | None) -> Iterator[dict[str, Any]]:

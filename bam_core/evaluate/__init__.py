@@ -9,4 +9,6 @@ Of a mixture's experts: `routing_sample` lists what routers did token by token, 
 another), by `answers` that it generates, by its code in the `sandbox`.
 
 `ensemble` scores the dense experts side by side, from what `strided` found for each.
+
+`pareto` weighs what a mixture's attention costs in several forms against what it is worth; `decoding` times them.
 """

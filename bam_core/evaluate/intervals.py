@@ -12,16 +12,14 @@ of 2 to 5 seeds it is far too narrow, and so is one common t with Satterthwaite'
 most (`python -m tests.benchmarks.significance` measures all three). Source of the form: Howe (1974), "Approximate
 confidence limits on the mean of X + Y where X and Y are two tabled independent random variables".
 
-Several models together also tell how much seeds matter in general: the residual variance of models by seeds, pooled as
-in Dunnett's comparison with a control. The larger of a pair's own and the pooled variance is used, with the degrees of
-freedom of the latter, so that a pair that happened to agree under all seeds gains nothing.
+Several pairs together tell more of the seeds' part than each by itself: `moderated`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from math import exp, inf, log, sqrt
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import exp, inf, log, log1p, sqrt
 from typing import Literal
 
 import numpy as np
@@ -41,18 +39,33 @@ class Part:
     df: float
 
 
-def variance_parts(d_R: Floats, drawn_RB: Floats, left_out: Sequence[Floats], pooled: Part | None) -> list[Part]:
-    """Variance from documents and from seeds. left_out: d without one document [R, N], of each domain."""
-    parts = []
+@dataclass(frozen=True)
+class Chance:
+    """What is chance in an estimate; a part is None where nothing is known of it.
+
+    drawn: variance when documents are drawn anew, that under single seeds included; 0 where not known.
+    """
+
+    documents: Part | None
+    seeds: Part | None
+    drawn: float = 0.0
+
+    @property
+    def parts(self) -> list[Part]:
+        return [part for part in (self.documents, self.seeds) if part is not None]
+
+
+def chance_in(d_R: Floats, drawn_RB: Floats, left_out: Sequence[Floats]) -> Chance:
+    """Of one estimate by itself. left_out: d without one document [R, N], of each domain."""
+    documents, seeds, drawn = None, None, 0.0
     if left_out:
-        documents = float(drawn_RB.mean(0).var(ddof=1))
-        documents -= _of_both(drawn_RB) if len(d_R) > 1 else 0.0
+        drawn = float(drawn_RB.mean(0).var(ddof=1))
         moved = np.concatenate([log_RN.mean(0) - log_RN.mean() for log_RN in left_out])
-        parts.append(Part("documents", max(0.0, documents), _df_of_documents(moved)))
+        of_seeds = _of_both(drawn_RB) if len(d_R) > 1 else 0.0
+        documents = Part("documents", max(0.0, drawn - of_seeds), _df_of_documents(moved))
     if len(d_R) > 1:
-        own = Part("seeds", float(d_R.var(ddof=1)) / len(d_R), len(d_R) - 1)
-        parts.append(replace(pooled, variance=max(own.variance, pooled.variance)) if pooled else own)
-    return parts
+        seeds = Part("seeds", float(d_R.var(ddof=1)) / len(d_R), len(d_R) - 1)
+    return Chance(documents, seeds, drawn)
 
 
 def _of_both(drawn_RB: Floats) -> float:
@@ -71,20 +84,6 @@ def _df_of_documents(moved: Floats) -> float:
     """
     fourth = float((moved**4).sum())
     return max(1.0, float((moved**2).sum()) ** 2 / fourth) if fourth > 0 else 1.0
-
-
-def pooled_over_models(log_MR: Floats) -> Part | None:
-    """The variance that seeds give to the mean difference of any two of three or more models; None of fewer.
-
-    The residual of models by seeds: what all models have in common under a seed goes, as it does in a pair.
-    """
-    finite_MR = log_MR[np.isfinite(log_MR).all(-1)]
-    n_models, n_seeds = finite_MR.shape
-    if n_models < 3 or n_seeds < 2:
-        return None
-    df = (n_models - 1) * (n_seeds - 1)
-    residual = finite_MR - finite_MR.mean(0) - finite_MR.mean(1, keepdims=True) + finite_MR.mean()
-    return Part("seeds", 2 * float((residual**2).sum()) / df / n_seeds, df)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -116,13 +115,27 @@ def p_value(parts: Sequence[Part], distance: float) -> float:
         return 1.0
     if len(parts) == 1 and parts[0].variance > 0:
         return max(LEAST_P, beyond(distance / sqrt(parts[0].variance), parts[0].df))
-    low, high = log(LEAST_P), 0.0  # half_width falls from the one to the other
     if half_width(parts, LEAST_P) <= distance:
         return LEAST_P
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if half_width(parts, exp(middle)) > distance else (low, middle)
-    return exp(high)
+    return exp(_falls_to_zero(lambda log_p: log(half_width(parts, exp(log_p)) / distance)))
+
+
+def _falls_to_zero(of: Callable[[float], float]) -> float:
+    """The log of p at which `of` is zero, by regula falsi (Illinois): a dozen calls, where halving takes fifty."""
+    low, high, side = log(LEAST_P), log1p(-1e-12), 0
+    above, below = of(low), of(high)
+    if below >= 0:
+        return 0.0
+    for _ in range(200):
+        middle = low + (high - low) * above / (above - below)
+        value = of(middle)
+        if abs(value) < 1e-12 or high - low < 1e-14:
+            break
+        if value > 0:
+            low, above, below, side = middle, value, below / (2 if side > 0 else 1), 1
+        else:
+            high, below, above, side = middle, value, above / (2 if side < 0 else 1), -1
+    return middle
 
 
 def _by_size(p_values: Sequence[float]) -> list[int]:

@@ -142,15 +142,6 @@ class HeldOut:
         return Overlap(counts, shares, duplicate, by_training, tuple(self._start[domain]))
 
 
-def overlap_of_texts(texts: Sequence[str], training: Mapping[str, Iterable[str]]) -> Overlap:
-    """Compare some texts, such as prompts of a task with their answers, with training text (domain -> documents)."""
-    held_out = HeldOut({"texts": texts})
-    for domain, documents in training.items():
-        for document in documents:
-            held_out.compare(domain, [document])
-    return held_out.found("texts")
-
-
 def _digest(words: Sequence[str]) -> bytes:
     return hashlib.blake2b(" ".join(words).encode(), digest_size=16).digest()
 

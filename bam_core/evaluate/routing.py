@@ -24,7 +24,8 @@ class RoutingSums:
 
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
-        self._attention = _RouterSums(config.n_layers, config.attention.n_experts) if config.attention else None
+        attention = config.attention
+        self._attention = _RouterSums(config.n_layers, attention.n_experts, attention.threshold) if attention else None
         self._ffn = _RouterSums(config.n_layers, config.ffn.n_experts) if config.ffn else None
 
     def add(self, routing: Sequence[LayerRouting]) -> None:
@@ -35,6 +36,12 @@ class RoutingSums:
             if self._ffn is not None and chosen.ffn is not None:
                 self._ffn.add(layer, chosen.ffn)
 
+    def attention_used(self) -> tuple[list[int], list[int]]:
+        """For each layer how many attention experts all tokens used together, and the number of tokens."""
+        if self._attention is None:
+            return [0] * self._config.n_layers, [0] * self._config.n_layers
+        return self._attention.used.tolist(), self._attention.n_tokens.long().tolist()
+
     def to_json(self) -> dict[str, Any]:
         """Per branch; None for one without experts."""
         return {
@@ -44,7 +51,11 @@ class RoutingSums:
 
 
 class _RouterSums:
-    def __init__(self, n_layers: int, n_experts: int) -> None:
+    """threshold: of the gates of attention experts that are used."""
+
+    def __init__(self, n_layers: int, n_experts: int, threshold: float = 0.0) -> None:
+        self.threshold = threshold
+        self.used = torch.zeros(n_layers, dtype=torch.int64)
         self.n_tokens = torch.zeros(n_layers, dtype=torch.float64)
         self.gate = torch.zeros(n_layers, n_experts, dtype=torch.float64)
         self.count = torch.zeros(n_layers, n_experts, dtype=torch.float64)
@@ -55,6 +66,7 @@ class _RouterSums:
         gate_NE = dense_gate(routing).reshape(-1, n_experts)
         probs_NE = routing.probs_NE.reshape(-1, n_experts)
         self.n_tokens[layer] += len(gate_NE)
+        self.used[layer] += ((gate_NE > 0) & (gate_NE >= self.threshold)).sum().cpu()
         self.gate[layer] += gate_NE.sum(0).double().cpu()
         self.count[layer] += torch.bincount(routing.experts_NK.reshape(-1), minlength=n_experts).double().cpu()
         self.entropy[layer] += normalised_entropy(probs_NE).sum().double().cpu()

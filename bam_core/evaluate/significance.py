@@ -1,7 +1,8 @@
 """Whether two models differ: paired differences with intervals over documents and seeds, corrected for their number.
 
 A difference is that of two perplexities, A / B - 1, worked out as its logarithm d, of every seed and then the mean over
-seeds. `intervals` says how its interval is made, of a pair by itself (`compare`) or of one of many (`compare_all`).
+seeds. `intervals` says how its interval is made, of a pair by itself (`compare`), and `moderated` what one of many
+(`compare_all`) learns from the others.
 
 Corrected: p by Holm's procedure; the corrected interval is at the level at which Holm tests the comparison, so it is
 clear of zero exactly where the corrected p is below 1 - level. That is the one rule of "distinguishable": the
@@ -17,8 +18,9 @@ from typing import Literal
 
 import numpy as np
 
-from bam_core.evaluate.intervals import Part, half_width, holm, holm_alphas, p_value, pooled_over_models, variance_parts
-from bam_core.evaluate.resample import AVERAGE, OF_DOMAIN, DocumentScores, Floats, Resampler, check_figure
+from bam_core.evaluate.intervals import Part, chance_in, half_width, holm, holm_alphas, p_value
+from bam_core.evaluate.moderated import moderate
+from bam_core.evaluate.resample import AVERAGE, OF_DOMAIN, DocumentScores, Floats, Resampler, check_figure, over_seeds
 
 LEVEL = 0.95
 DRAWS = 2000
@@ -99,7 +101,7 @@ def compare_all(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> list[Comparison]:
-    """A family of (model, baseline), in the given order; the variance over seeds is pooled over all its models.
+    """A family of (model, baseline), in the given order; what seeds do to one pair is judged by the others too.
 
     Raises InvalidInput for models or a figure that were not scored.
     """
@@ -109,13 +111,17 @@ def compare_all(
         return []
     resampler = Resampler(scores, models, draws, seed)
     log_MR, drawn_MRB, without = resampler.figure(figure), resampler.drawn(figure), list(resampler.without(figure))
-    pooled = pooled_over_models(log_MR)
-    found = []
-    for model, baseline in pairs:
-        a, b = models.index(model), models.index(baseline)
-        d_R = log_MR[a] - log_MR[b]
-        parts = variance_parts(d_R, drawn_MRB[a] - drawn_MRB[b], [log[a] - log[b] for log in without], pooled)
-        found.append(_Difference(float(d_R.mean()), parts, _notes(resampler, figure, log_MR[[a, b]])))
+    places = [(models.index(model), models.index(baseline)) for model, baseline in pairs]
+    chances = moderate(
+        [
+            chance_in(log_MR[a] - log_MR[b], drawn_MRB[a] - drawn_MRB[b], [log[a] - log[b] for log in without])
+            for a, b in places
+        ]
+    )
+    found = [
+        _Difference(float((log_MR[a] - log_MR[b]).mean()), chance.parts, _notes(resampler, figure, log_MR[[a, b]]))
+        for (a, b), chance in zip(places, chances, strict=True)
+    ]
     p_values = [one.p for one in found]
     corrected = zip(holm(p_values), holm_alphas(p_values, 1 - level), strict=True)
     return [
@@ -137,10 +143,11 @@ def estimate(
     check_figure(scores, figure)
     resampler = Resampler(scores, [model], draws, seed)
     log_R, left_out = resampler.figure(figure)[0], [log[0] for log in resampler.without(figure)]
-    parts = variance_parts(log_R, resampler.drawn(figure)[0], left_out, None)
+    parts = chance_in(log_R, resampler.drawn(figure)[0], left_out).parts
     notes = _notes(resampler, figure, log_R)
-    centre, half = float(log_R.mean()), half_width(parts, 1 - level)
-    return Estimate(_exp(centre), _exp(centre - half), _exp(centre + half), scores.seeds, scores.n_documents, notes)
+    half = half_width(parts, 1 - level)
+    value, low, high = over_seeds(log_R), over_seeds(log_R - half), over_seeds(log_R + half)
+    return Estimate(value, low, high, scores.seeds, scores.n_documents, notes)
 
 
 def verdict(comparison: Comparison, claim: Literal["below", "above"] = "below") -> Verdict:

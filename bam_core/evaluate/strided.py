@@ -26,8 +26,8 @@ from bam_core.evaluate.routing import RoutingSums
 from bam_core.nn.lm import LM, LayerRouting
 from bam_core.nn.routing import Routing
 
-TOKENS_PER_BATCH = 4096
-"""Of one forward pass, with padding; at least one window."""
+TOKENS_PER_BATCH = {"cpu": 2**12, "cuda": 2**16}
+"""Of one forward pass by type of device, with padding; at least one window."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,11 @@ class Windows:
 
 
 @torch.no_grad()
-def score_documents(model: LM, chosen: Chosen, stride: int, batch_tokens: int = TOKENS_PER_BATCH) -> Scored:
+def score_documents(model: LM, chosen: Chosen, stride: int, batch_tokens: int | None = None) -> Scored:
     """Score `model` on whole documents, with its full context; a mixture's routing at each predicted token too."""
     model.eval()
     device = next(model.parameters()).device
+    batch_tokens = batch_tokens or TOKENS_PER_BATCH[device.type]
     sums = RoutingSums(model.config) if model.config.is_mixture else None
     nll = np.zeros(len(chosen.numbers))
     for batch in Windows.of(chosen.tokens, model.config.max_seq_len, stride).batches(batch_tokens):

@@ -113,7 +113,7 @@ class _Walk:
         )
 
     def _trained(self, record: Record, files: Any, tensor: str, index: int | None) -> _Made:
-        sources = [ref for role, ref in record.inputs.items() if role in ("mix", "seed")]
+        sources = [ref for role, ref in record.inputs.items() if role in ("mix", "seed", "teacher")]
         return "trained", "", [self.step(ref, tensor, index, None) for ref in sources]
 
     def _adopted(self, record: Record, files: Any, tensor: str, index: int | None) -> _Made:

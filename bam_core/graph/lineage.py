@@ -153,11 +153,15 @@ def lineage(
 
 
 def raw_sources(config: Mapping[str, Any]) -> list[RawSource]:
-    """The texts that a stage's configuration names: one domain's (`data.*`), or several (`tokenizer`)."""
+    """The texts that a stage's configuration names: one domain's (`data.*`), or several (`tokenizer`).
+
+    A held-out text that has a source of its own is `DOMAIN.valid`.
+    """
     domains = config.get("domains")
     parts = dict(domains) if isinstance(domains, Mapping) else {}
     if isinstance(config.get("domain"), str):
         parts[config["domain"]] = config
+        parts[f"{config['domain']}.valid"] = {"source": config.get("valid")}
     found = []
     for domain, part in parts.items():
         spec = part.get("source") if isinstance(part, Mapping) else None

@@ -28,7 +28,7 @@ from bam_core.graph.words import clip, count, duration, printable, short
 KINDS = {
     "text": ("texts and data", (SOURCE, "discover", "tokenizer", "data")),
     "dense": ("dense models", ("seed", "expert", "dense", "adopt", "adopted")),
-    "mixture": ("mixtures", ("mix", "edit", "train")),
+    "mixture": ("mixtures", ("mix", "edit", "train", "distil")),
     "figures": ("searches, evaluations, reports", ("tune", "overlap", "evaluate", "routing", "report")),
     "other": ("others", ()),
 }

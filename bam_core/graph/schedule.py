@@ -1,4 +1,4 @@
-"""What may start now: a pure state machine. Events in (`started`, `done`, `failed`), stages to start out.
+"""What may start now: a pure state machine. Events in (`started`, `done`, `failed`, `put_back`), stages to start out.
 
 Invariants: a stage starts only after all it waits for is done; never more than `max_parallel` run; every
 stage ends as done, failed, skipped or reused, so a run always finishes. A failure skips what is built from
@@ -7,7 +7,7 @@ it and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Literal
 
@@ -44,10 +44,14 @@ class Schedule:
     def finished(self) -> bool:
         return not {"pending", "running"} & set(self._status.values())
 
-    def startable(self) -> list[Stage]:
-        """The stages to start now, in the pipeline's order; those that wait for another run come last."""
+    def startable(self, held: Collection[str] = ()) -> list[Stage]:
+        """The stages to start now, in the pipeline's order; those that wait for another run come last.
+
+        held: stages that another run is making at this moment; left out.
+        """
         room = self._max_parallel - self._count("running")
-        ready = [name for name, status in self._status.items() if status == "pending" and self._is_ready(name)]
+        pending = [name for name, status in self._status.items() if status == "pending" and name not in held]
+        ready = [name for name in pending if self._is_ready(name)]
         ready.sort(key=lambda name: self._decisions[name].action == "wait")
         return [self._stages[name] for name in ready[: max(0, room)]]
 
@@ -59,6 +63,10 @@ class Schedule:
 
     def done(self, name: str) -> None:
         self._end(name, "done")
+
+    def put_back(self, name: str) -> None:
+        """It did not start after all, and may do so later."""
+        self._end(name, "pending")
 
     def failed(self, name: str) -> list[str]:
         """Returns the stages that will not run because of it."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from bam_core.errors import UsageError, nearest
 
-NAMED = frozenset({"discover", "data", "expert", "adopted", "tune", "mix", "train", "edit"})
+NAMED = frozenset({"discover", "data", "expert", "adopted", "tune", "mix", "train", "distil", "edit"})
 """Kinds of which a pipeline has several stages, each with a name of its own after the kind: `expert.law`.
 
 All others have one, and no name: so `expert.s1` is the expert of a domain s1, and `seed.s1` the seed of seed number 1.
@@ -77,6 +78,11 @@ class Resources:
     max_workers: int | None = None
     placement: Literal["pack", "spread"] = "pack"
 
+    @property
+    def device(self) -> str:
+        """Where torch computes, of a stage that has a GPU and of one that has none."""
+        return "cuda" if self.gpus else "cpu"
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -121,10 +127,13 @@ class Pipeline:
         return iter(self.stages)
 
     def __getitem__(self, name: str) -> Stage:
-        for stage in self.stages:
-            if stage.name == name:
-                return stage
-        raise UsageError(f"no stage named {name!r}: {nearest(name, (stage.name for stage in self.stages))}")
+        if name not in self._named:
+            raise UsageError(f"no stage named {name!r}: {nearest(name, self._named)}")
+        return self._named[name]
 
     def __contains__(self, name: str) -> bool:
-        return any(stage.name == name for stage in self.stages)
+        return name in self._named
+
+    @cached_property
+    def _named(self) -> dict[str, Stage]:
+        return {stage.name: stage for stage in self.stages}

@@ -22,21 +22,25 @@ Rotary = tuple[Tensor, Tensor]
 
 @dataclass
 class LayerCache:
-    """Keys and values of one layer: room for S positions, `length` filled."""
+    """Keys and values of one layer: room for S positions, `length` filled. A head's positions lie side by side."""
 
-    keys_BSGC: Tensor
-    values_BSGX: Tensor
+    keys_BGSC: Tensor
+    values_BGSX: Tensor
     pad_B: Tensor | None = None
     length: int = 0
 
     def append(self, k_BTGC: Tensor, v_BTGX: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Store T more positions; return keys, values and mask for `attend` from these to all positions so far."""
         start, end = self.length, self.length + k_BTGC.shape[1]
-        assert end <= self.keys_BSGC.shape[1], f"{end} positions in a cache for {self.keys_BSGC.shape[1]}"
-        self.keys_BSGC[:, start:end] = k_BTGC
-        self.values_BSGX[:, start:end] = v_BTGX
+        assert end <= self.keys_BGSC.shape[2], f"{end} positions in a cache for {self.keys_BGSC.shape[2]}"
+        self.keys_BGSC[:, :, start:end] = k_BTGC.transpose(1, 2)
+        self.values_BGSX[:, :, start:end] = v_BTGX.transpose(1, 2)
         self.length = end
-        return self.keys_BSGC[:, :end], self.values_BSGX[:, :end], self._mask(start, end)
+        keys_BSGC, values_BSGX = (
+            self.keys_BGSC[:, :, :end].transpose(1, 2),
+            self.values_BGSX[:, :, :end].transpose(1, 2),
+        )
+        return keys_BSGC, values_BSGX, self._mask(start, end)
 
     def _mask(self, start: int, end: int) -> Tensor | None:
         """mask_BTS: the past of each query without pads. A pad sees itself, since a softmax needs something."""
@@ -64,7 +68,7 @@ class Cache:
         pad_B: Tensor | None = None,
     ) -> None:
         def room(shape_GC: tuple[int, int]) -> Tensor:
-            return torch.empty((batch, capacity, *shape_GC), dtype=dtype, device=device)
+            return torch.empty((batch, shape_GC[0], capacity, shape_GC[1]), dtype=dtype, device=device)
 
         self.pad_B = pad_B.to(device) if pad_B is not None else None
         shapes = [cached_shapes(config, layer) for layer in range(config.n_layers)]
@@ -105,8 +109,11 @@ def attend(q_BTHC: Tensor, k_BSGC: Tensor, v_BSGX: Tensor, mask_BTS: Tensor | No
     the past: true where a query may look.
     """
     n_queries, n_keys = q_BTHC.shape[1], k_BSGC.shape[1]
+    if n_queries == 1:
+        return _attend_last(q_BTHC, k_BSGC, v_BSGX, mask_BTS)
     causal = mask_BTS is None and n_queries == n_keys
-    if causal and q_BTHC.device.type == "cpu" and q_BTHC.dtype == torch.bfloat16 and n_keys <= MAX_ROW:
+    short = causal and q_BTHC.device.type == "cpu" and q_BTHC.dtype == torch.bfloat16 and n_keys <= MAX_ROW
+    if short and torch.is_grad_enabled():  # it keeps probabilities for the gradient; without one, torch's is faster
         return short_attention(q_BTHC, k_BSGC, v_BSGX)
     mask = mask_BTS.unsqueeze(1) if mask_BTS is not None else None
     if mask is None and 1 < n_queries < n_keys:
@@ -122,11 +129,25 @@ def attend(q_BTHC: Tensor, k_BSGC: Tensor, v_BSGX: Tensor, mask_BTS: Tensor | No
     return o_BHTX.transpose(1, 2)
 
 
+def _attend_last(q_B1HC: Tensor, k_BSGC: Tensor, v_BSGX: Tensor, mask_B1S: Tensor | None) -> Tensor:
+    """`attend` for one query per row. Heads that read the same keys are the queries of one: keys are read once."""
+    q_BGQC = q_B1HC.reshape(len(q_B1HC), k_BSGC.shape[2], -1, q_B1HC.shape[3])
+    mask = mask_B1S.unsqueeze(1) if mask_B1S is not None else None
+    o_BGQX = F.scaled_dot_product_attention(q_BGQC, k_BSGC.transpose(1, 2), v_BSGX.transpose(1, 2), attn_mask=mask)
+    return o_BGQX.flatten(1, 2).unsqueeze(1)
+
+
 def attend_past(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGX: Tensor, cache: LayerCache | None) -> Tensor:
-    """`attend` from T new positions to all that `cache` holds and to themselves; the cache takes them in."""
+    """`attend` from T new positions to all that `cache` holds and to themselves; the cache takes them in.
+
+    Where there are fewer queries than new positions, they are the last of them.
+    """
     if cache is None:
         return attend(q_BTHC, k_BTGC, v_BTGX)
-    return attend(q_BTHC, *cache.append(k_BTGC, v_BTGX))
+    keys_BSGC, values_BSGX, mask_BTS = cache.append(k_BTGC, v_BTGX)
+    if mask_BTS is not None:
+        mask_BTS = mask_BTS[:, -q_BTHC.shape[1] :]
+    return attend(q_BTHC, keys_BSGC, values_BSGX, mask_BTS)
 
 
 def project(x_BTD: Tensor, w_RD: Tensor, head_dim: int) -> Tensor:

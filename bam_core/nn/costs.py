@@ -103,9 +103,19 @@ def training_flops(config: ModelConfig, tokens: int, seq_len: int) -> int:
     """
     if config.ffn is not None and config.ffn.dense_router_gradient:
         config = replace(config, ffn=replace(config.ffn, top_k=config.ffn.n_experts, gate="softmax_topk"))
+    return 3 * tokens * _twice_forward(config, seq_len) // 2
+
+
+def forward_flops(config: ModelConfig, tokens: int, seq_len: int) -> int:
+    """FLOPs to read `tokens` in rows of seq_len, without a gradient."""
+    return tokens * _twice_forward(config, seq_len) // 2
+
+
+def _twice_forward(config: ModelConfig, seq_len: int) -> int:
+    """Twice a token's forward pass, so that it is a whole number."""
     fixed = flops_per_token(config, 0)
     per_position = flops_per_token(config, 1) - fixed
-    return 3 * tokens * (2 * fixed + per_position * (seq_len + 1)) // 2
+    return 2 * fixed + per_position * (seq_len + 1)
 
 
 def cache_bytes_per_token(config: ModelConfig, bytes_per_value: int = 2) -> int:
@@ -116,6 +126,23 @@ def cache_bytes_per_token(config: ModelConfig, bytes_per_value: int = 2) -> int:
     """
     copies = [_copies(config, layer) for layer in range(config.n_layers)]
     return sum(n.keys + n.values for n in copies) * config.n_kv_heads * config.head_dim * bytes_per_value
+
+
+def decoding_bytes(config: ModelConfig, context: int, bytes_per_value: int = 2) -> int:
+    """Bytes that one more token of one row must read: the weights that it uses, and the cache of `context` positions.
+
+    Of attention experts: keys and values of all are made, and the chosen ones' queries, outputs and cache are read. Of
+    an input embedding that is not the head too, one row of each.
+    """
+    parts = {name: part["active"] for name, part in params_by_component(config).items()}
+    if config.has_head:
+        parts["embedding"] = config.d_model * (len(config.experts) if config.is_routed("embed") else 1)
+    channels = 0
+    for layer in range(config.n_layers):
+        n, attention = _copies(config, layer), config.attention_at(layer)
+        used = attention.top_k if attention else 1
+        channels += (min(n.keys, used) + min(n.values, used)) * config.n_kv_heads * config.head_dim
+    return bytes_per_value * (sum(parts.values()) + channels * context)
 
 
 def training_bytes(config: ModelConfig, dtype: str = "bf16") -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bam_core.errors import UsageError
 from bam_core.nn.attention import Cache
+from bam_core.nn.decode import Decoder
 from bam_core.nn.lm import LM
 from bam_core.seeds import child_seed
 
@@ -70,8 +71,10 @@ def generate(
     _check_room(model, rows, max_new_tokens)
     generators = [torch.Generator().manual_seed(row_seed) for row_seed in seeds]
 
-    def pick(logits_V: Tensor, row: int) -> int:
-        return pick_token(logits_V, temperature, top_p, generators[row])
+    def pick(logits_BV: Tensor, going: list[int]) -> dict[int, int]:
+        if temperature == 0:
+            return dict(enumerate(logits_BV.argmax(-1).tolist()))
+        return {row: pick_token(logits_BV[row], temperature, top_p, generators[row]) for row in going}
 
     texts = _continue_rows(model, rows, max_new_tokens, pick, eos_id) if rows else []
     return texts[0] if isinstance(prompts, Tensor) else texts
@@ -89,11 +92,18 @@ def _check_room(model: LM, rows: Sequence[Tensor], max_new_tokens: int) -> None:
             )
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _continue_rows(
-    model: LM, rows: Sequence[Tensor], max_new_tokens: int, pick: Callable[[Tensor, int], int], eos_id: int | None
+    model: LM,
+    rows: Sequence[Tensor],
+    max_new_tokens: int,
+    pick: Callable[[Tensor, list[int]], dict[int, int]],
+    eos_id: int | None,
 ) -> list[list[int]]:
-    """Up to max_new_tokens after each row; `pick(logits_V, row)` chooses each. A row that has ended idles along."""
+    """Up to max_new_tokens after each row; `pick(logits_BV, going)` chooses for those that have not ended.
+
+    A row that has ended idles along.
+    """
     weight = model.embed.weight
     longest = max(len(tokens_T) for tokens_T in rows)
     pads = [longest - len(tokens_T) for tokens_T in rows]
@@ -104,11 +114,9 @@ def _continue_rows(
     going = list(range(len(rows)))
     was_training = model.training
     model.eval()
+    decoder = Decoder(model, rows=len(rows), steps=max_new_tokens)
     for _ in range(max_new_tokens):
-        output = model(step_BT.to(weight.device), cache)
-        mix_BE = output.mix_BTE[:, -1] if output.mix_BTE is not None else None
-        logits_BV = model.logits(output.hidden_BTD[:, -1], mix_BE)
-        picked = {row: pick(logits_BV[row], row) for row in going}
+        picked = pick(decoder(step_BT.to(weight.device), cache), going)
         going = [row for row in going if picked[row] != eos_id]
         for row in going:
             texts[row].append(picked[row])

@@ -6,11 +6,13 @@ Nothing here has a bias. Parameters come uninitialised: `lm.init_weights` or a c
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from bam_core.nn.rms import rms_norm
 
 NormKind = Literal["rms", "layer"]
 RotaryPairs = Literal["half", "interleaved"]
@@ -42,6 +44,8 @@ class Norm(nn.Module):
         shape = self.weight.shape
         if self.kind == "layer":  # the fused kernel accumulates bf16 in float32 itself
             return F.layer_norm(x_BTD, shape, self.weight, None, self.eps)
+        if x_BTD.device.type == "cpu" and not torch.compiler.is_compiling():
+            return rms_norm(x_BTD, self.weight, self.eps)
         wide = torch.promote_types(x_BTD.dtype, torch.float32)
         return F.rms_norm(x_BTD.to(wide), shape, self.weight.to(wide), self.eps).to(x_BTD.dtype)
 
@@ -93,7 +97,27 @@ def apply_rotary(x_BTHC: Tensor, cos_TR: Tensor, sin_TR: Tensor, pairs: RotaryPa
         heads = x_BTHC.shape[:-1]
         apart_BTHR = x_BTHC.reshape(*heads, -1, 2).mT.flatten(-2)
         return apply_rotary(apart_BTHR, cos_TR, sin_TR).view(*heads, 2, -1).mT.flatten(-2)
-    return torch.addcmul(x_BTHC * cos_TR.unsqueeze(-2), x_BTHC.roll(rotary_dim // 2, -1), sin_TR.unsqueeze(-2))
+    turned_BTHR: Tensor = _Rotate.apply(x_BTHC, cos_TR.unsqueeze(-2), sin_TR.unsqueeze(-2))  # type: ignore[no-untyped-call]
+    return turned_BTHR
+
+
+class _Rotate(torch.autograd.Function):
+    """x cos + roll(x) sin. The gradient is turned back by the same two operations; autograd's own takes four."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTHR: Tensor, cos_T1R: Tensor, sin_T1R: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_T1R, sin_T1R)
+        return (x_BTHR * cos_T1R).addcmul_(x_BTHR.roll(x_BTHR.shape[-1] // 2, -1), sin_T1R)
+
+    @staticmethod
+    def backward(ctx: Any, grad_BTHR: Tensor) -> tuple[Tensor, None, None]:
+        cos_T1R, sin_T1R = ctx.saved_tensors
+        # The sine's halves are each other's negative, so the rolled sine of the transpose is minus the sine.
+        return (
+            (grad_BTHR * cos_T1R).addcmul_(grad_BTHR.roll(grad_BTHR.shape[-1] // 2, -1), sin_T1R, value=-1),
+            None,
+            None,
+        )
 
 
 class SwiGLU(nn.Module):

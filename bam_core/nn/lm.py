@@ -62,7 +62,7 @@ class LM(nn.Module):
         config, n_time = self.config, tokens_BT.shape[1]
         end = n_time + (cache.length if cache is not None else 0)
         assert end <= config.max_seq_len, f"{end} positions; max_seq_len is {config.max_seq_len}"
-        x_BTD, mix_BTE = self._embed(tokens_BT, cache)
+        x_BTD, mix_BTE = self.start(tokens_BT, cache)
         cos, sin = rotary_tables(config.max_seq_len, config.rotary_dim, config.rope_theta, x_BTD.dtype, x_BTD.device)
         positions = cache.positions(n_time) if cache is not None else slice(n_time)
         rotary = (cos[positions], sin[positions])
@@ -72,8 +72,8 @@ class LM(nn.Module):
             routing.append(layer_routing)
         return Output(self.norm(x_BTD, mix_BTE), tuple(routing) if config.is_mixture else (), mix_BTE)
 
-    def _embed(self, tokens_BT: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor | None]:
-        """The residual stream's start, and the mix of what is shared."""
+    def start(self, tokens_BT: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor | None]:
+        """The residual stream before the first layer, and the mix of what is shared; the cache takes the text in."""
         if self.shared is None:
             return self.embed.embed(tokens_BT), None
         e_BTED = embed_each(tokens_BT, self.embed.weight)

@@ -7,8 +7,12 @@ Sums and means are taken in float32; float64 stays float64.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
+from math import ceil
 from typing import Any
 
 import torch
@@ -19,31 +23,17 @@ from bam_core.nn.routing import Routing, expert_counts
 IGNORED = -1
 """A target that counts for nothing."""
 
+VALUES_PER_PRODUCT = 2**31
+"""Logits of one product where they are not kept: 4 GiB of bf16, the 8192 tokens of a long row by 256,000."""
+
 
 class _NextTokenLoss(torch.autograd.Function):
-    """Cross entropy a few rows at a time: float32 probabilities stay in cache and are never all in memory.
-
-    The gradient, softmax minus one-hot, falls out of the same pass and is kept in the dtype of the logits.
-    """
+    """Cross entropy whose gradient, softmax minus one-hot, falls out of the same pass, in the dtype of the logits."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-        wide = torch.promote_types(logits_NV.dtype, torch.float32)
-        values_per_chunk = 2**18 if logits_NV.device.type == "cpu" else 2**26
-        rows = max(1, values_per_chunk // logits_NV.shape[1])
         grad_NV = torch.empty_like(logits_NV) if ctx.needs_input_grad[0] else None
-        total = logits_NV.new_zeros((), dtype=wide)
-        for start in range(0, len(logits_NV), rows):
-            logits, targets = logits_NV[start : start + rows], targets_N[start : start + rows, None]
-            counted = targets != IGNORED
-            targets = targets.clamp(min=0)
-            probs = logits.softmax(-1, dtype=wide)
-            # The largest probability is 1 / sum(exp(logit - largest)): its logarithm cannot underflow.
-            below_largest = logits.amax(-1, keepdim=True).to(wide) - logits.gather(1, targets).to(wide)
-            total += ((below_largest - probs.amax(-1, keepdim=True).log()) * counted).sum()
-            if grad_NV is not None:
-                probs.scatter_add_(1, targets, probs.new_full((1, 1), -1.0).expand_as(targets))
-                torch.mul(probs, counted, out=grad_NV[start : start + rows])
+        total = _loss_and_gradient(logits_NV, targets_N, grad_NV)
         ctx.save_for_backward(grad_NV)
         return total
 
@@ -53,11 +43,104 @@ class _NextTokenLoss(torch.autograd.Function):
         return grad_NV * grad_output.to(grad_NV.dtype), None
 
 
+class _LinearNextTokenLoss(torch.autograd.Function):
+    """`_NextTokenLoss` of h W^T, some tokens at a time: no logits are left when the forward pass is done."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+        n_parts = ceil(len(hidden_ND) * len(weight_VD) / VALUES_PER_PRODUCT)
+        total = hidden_ND.new_zeros((), dtype=wide)
+        grads_hidden, grad_VD = [], None
+        for h_ND, targets in zip(hidden_ND.tensor_split(n_parts), targets_N.tensor_split(n_parts), strict=True):
+            logits_NV = h_ND @ weight_VD.mT
+            total += _loss_and_gradient(logits_NV, targets, logits_NV)  # the gradient takes the place of the logits
+            grads_hidden.append(logits_NV @ weight_VD)
+            grad = logits_NV.mT @ h_ND
+            if grad_VD is None:
+                grad_VD = grad if n_parts == 1 else grad.to(wide)
+            else:
+                grad_VD += grad
+        ctx.save_for_backward(torch.cat(grads_hidden), grad_VD)
+        ctx.dtype = weight_VD.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_ND, grad_VD = ctx.saved_tensors
+        return grad_ND * grad_output.to(grad_ND.dtype), (grad_VD * grad_output.to(grad_VD.dtype)).to(ctx.dtype), None
+
+
 def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     """Sum of -ln p(target) over the targets that are not -1, in nats."""
     logits_NV, targets_N = logits_BTV.flatten(0, -2), targets_BT.flatten()
     loss: Tensor = _NextTokenLoss.apply(logits_NV, targets_N)  # type: ignore[no-untyped-call]
     return loss
+
+
+def linear_next_token_loss(hidden_BTD: Tensor, weight_VD: Tensor, targets_BT: Tensor) -> Tensor:
+    """`next_token_loss` of the logits h W^T, which are never all in memory. Both gradients are made at once: a caller
+    without a use for them is better served by `next_token_loss`."""
+    hidden_ND, targets_N = hidden_BTD.flatten(0, -2), targets_BT.flatten()
+    loss: Tensor = _LinearNextTokenLoss.apply(hidden_ND, weight_VD, targets_N)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def _loss_and_gradient(logits_NV: Tensor, targets_N: Tensor, grad_NV: Tensor | None) -> Tensor:
+    """Sum of -ln p(target). Writes softmax minus one-hot into grad_NV, which may be the logits themselves."""
+    if logits_NV.device.type == "cuda" and can_compile():
+        return _compiled()(logits_NV, targets_N, grad_NV)
+    return _in_chunks(logits_NV, targets_N, grad_NV)
+
+
+def _in_chunks(logits_NV: Tensor, targets_N: Tensor, grad_NV: Tensor | None) -> Tensor:
+    """A few rows at a time, in one buffer: what is in float32 stays in cache, and no memory is asked for."""
+    wide = torch.promote_types(logits_NV.dtype, torch.float32)
+    values_per_chunk = 2**18 if logits_NV.device.type == "cpu" else 2**26
+    n_rows = max(1, values_per_chunk // logits_NV.shape[1])
+    buffer = torch.empty((n_rows, logits_NV.shape[1]), dtype=wide, device=logits_NV.device)
+    total = logits_NV.new_zeros((), dtype=wide)
+    for start in range(0, len(logits_NV), n_rows):
+        rows = slice(start, start + n_rows)
+        targets_N1 = targets_N[rows, None]
+        counted_N1 = (targets_N1 != IGNORED).to(wide)
+        targets_N1 = targets_N1.clamp(min=0)
+        x = buffer[: len(targets_N1)].copy_(logits_NV[rows])
+        largest_N1 = x.amax(-1, keepdim=True)
+        below_N1 = largest_N1 - x.gather(1, targets_N1)
+        sum_N1 = x.sub_(largest_N1).exp_().sum(-1, keepdim=True)  # at least 1, so its logarithm cannot underflow
+        total += ((below_N1 + sum_N1.log()) * counted_N1).sum()
+        if grad_NV is not None:
+            grad_NV[rows] = x.mul_(counted_N1 / sum_N1).scatter_add_(1, targets_N1, -counted_N1)
+    return total
+
+
+def _at_once(logits_NV: Tensor, targets_N: Tensor, grad_NV: Tensor | None) -> Tensor:
+    """The same as one expression, for a compiler: it keeps no tensor of float32 in memory, and reads logits twice."""
+    x = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    targets_N1 = targets_N.unsqueeze(1)
+    counted_N1 = (targets_N1 != IGNORED).to(x.dtype)
+    largest_N1 = x.amax(-1, keepdim=True)
+    exp_NV = (x - largest_N1).exp()
+    sum_N1 = exp_NV.sum(-1, keepdim=True)
+    below_N1 = largest_N1 - logits_NV.gather(1, targets_N1.clamp(min=0)).to(x.dtype)
+    total = ((below_N1 + sum_N1.log()) * counted_N1).sum()
+    if grad_NV is not None:
+        is_target_NV = torch.arange(x.shape[1], device=x.device) == targets_N1
+        grad_NV.copy_(exp_NV * (counted_N1 / sum_N1) - is_target_NV.to(x.dtype))
+    return total
+
+
+@cache
+def _compiled() -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    compiled: Callable[[Tensor, Tensor, Tensor | None], Tensor] = torch.compile(_at_once)
+    return compiled
+
+
+@cache
+def can_compile() -> bool:
+    """Whether the C compiler is there that torch.compile calls to start kernels of a GPU."""
+    return any(shutil.which(name) for name in (os.environ.get("CC", ""), "gcc", "clang") if name)
 
 
 def load_balancing_loss(

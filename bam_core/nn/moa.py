@@ -59,11 +59,17 @@ class MixtureOfAttention(nn.Module):
         k_BTGC = project_rotary(x_BTD, self.w_k, self.k_norm, rotary, self.config)
         v_BTGC = project(x_BTD, self.w_v, self.config.head_dim)
         o_BTEX = ATTEND[self.experts.kv](q_BTHC, k_BTGC, v_BTGC, cache, self.experts.n_experts)
+        gated_BTEX = o_BTEX * self.gates(routing).to(o_BTEX.dtype).unsqueeze(-1)
+        return gated_BTEX.flatten(-2) @ self.w_o.flatten(0, 1), routing
+
+    def gates(self, routing: Routing) -> Tensor:
+        """gate_BTE: the factor of each expert's output."""
         gate_BTE = straight_through(routing) if self.experts.dense_router_gradient else dense_gate(routing)
         if self.softness and self.experts.top_k < self.experts.n_experts:
             gate_BTE = gate_BTE.lerp(routing.probs_NE, self.softness)
-        gated_BTEX = o_BTEX * gate_BTE.to(o_BTEX.dtype).unsqueeze(-1)
-        return gated_BTEX.flatten(-2) @ self.w_o.flatten(0, 1), routing
+        if self.experts.threshold and not self.training:
+            gate_BTE = gate_BTE.where(gate_BTE >= self.experts.threshold, 0.0)
+        return gate_BTE
 
 
 def _expert_kv(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor, cache: LayerCache | None, n_experts: int) -> Tensor:
@@ -73,7 +79,8 @@ def _expert_kv(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor, cache: LayerCache
 
 def _shared_kv(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor, cache: LayerCache | None, n_experts: int) -> Tensor:
     """Queries of the same keys must be neighbours: (expert, group, query) -> (group, expert, query) and back."""
-    batch, time, n_groups, channels = k_BTGC.shape
+    n_groups, channels = k_BTGC.shape[2:]
+    batch, time = q_BTHC.shape[:2]
     q_BTEGQC = q_BTHC.view(batch, time, n_experts, n_groups, -1, channels)
     o_BTHC = attend_past(q_BTEGQC.transpose(2, 3).flatten(2, 4), k_BTGC, v_BTGC, cache)
     o_BTGEQC = o_BTHC.reshape(batch, time, n_groups, n_experts, -1, channels)
@@ -82,10 +89,10 @@ def _shared_kv(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor, cache: LayerCache
 
 def _value_only(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor, cache: LayerCache | None, n_experts: int) -> Tensor:
     """Values come as (expert, group), are read as one head of E*C channels per group, and go back to (expert, head)."""
-    batch, time, n_groups, channels = k_BTGC.shape
-    v_BTEGC = v_BTGC.view(batch, time, n_experts, n_groups, channels)
+    n_groups, channels = k_BTGC.shape[2:]
+    v_BTEGC = v_BTGC.view(*v_BTGC.shape[:2], n_experts, n_groups, channels)
     o_BTHX = attend_past(q_BTHC, k_BTGC, v_BTEGC.transpose(2, 3).flatten(3), cache)
-    return o_BTHX.reshape(batch, time, -1, n_experts, channels).transpose(2, 3).flatten(3)
+    return o_BTHX.reshape(*o_BTHX.shape[:3], n_experts, channels).transpose(2, 3).flatten(3)
 
 
 ATTEND: dict[str, Callable[[Tensor, Tensor, Tensor, LayerCache | None, int], Tensor]] = {

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bam_core.config import FFNExperts, ModelConfig
+from bam_core.nn.grouped import grouped_swiglu, places_of
 from bam_core.nn.layers import SwiGLU, empty
 from bam_core.nn.routing import Noise, Routing, expert_counts, route, router_logits, straight_through
 
@@ -104,15 +105,24 @@ class MixtureOfExperts(nn.Module):
 
     def _chosen_experts(self, x_BTD: Tensor, routing: Routing) -> Tensor:
         """Each token through its own experts alone."""
+        x_ND, top_k = x_BTD.flatten(0, -2), self.experts.top_k
+        through = self._by_kernel if x_BTD.is_cuda else self._by_groups
+        weighted_NKD = through(x_ND, routing) * routing.weights_NK.to(x_BTD.dtype).view(-1, top_k, 1)
+        return (weighted_NKD.sum(1) if top_k > 1 else weighted_NKD).view_as(x_BTD)
+
+    def _by_groups(self, x_ND: Tensor, routing: Routing) -> Tensor:
+        return grouped_swiglu(x_ND, self.w_gate, self.w_up, self.w_down, places_of(routing))
+
+    def _by_kernel(self, x_ND: Tensor, routing: Routing) -> Tensor:
+        """y_NKD. The counts of tokens stay on the device."""
         counts_E = expert_counts(routing)
         order_M = routing.experts_NK.flatten().argsort(stable=True)  # M = B*T*K pairs of a token and a chosen expert
         inverse_M = torch.empty_like(order_M).scatter_(0, order_M, torch.arange(len(order_M), device=order_M.device))
-        x_BTKD = x_BTD.unsqueeze(2).expand(-1, -1, self.experts.top_k, -1)
-        x_MD = permute_rows(x_BTKD.reshape(-1, x_BTD.shape[-1]), order_M, inverse_M)
+        x_NKD = x_ND.unsqueeze(1).expand(-1, self.experts.top_k, -1)
+        x_MD = permute_rows(x_NKD.reshape(-1, x_ND.shape[-1]), order_M, inverse_M)
         h_MF = F.silu(grouped_linear(x_MD, self.w_gate, counts_E)) * grouped_linear(x_MD, self.w_up, counts_E)
         y_MD = grouped_linear(h_MF, self.w_down.mT, counts_E)
-        y_BTKD = permute_rows(y_MD, inverse_M, order_M).view_as(x_BTKD)
-        return (y_BTKD * routing.weights_NK.to(y_MD.dtype).unsqueeze(-1)).sum(2)
+        return permute_rows(y_MD, inverse_M, order_M).view_as(x_NKD)
 
     def _all_experts(self, x_BTD: Tensor, gate_BTE: Tensor) -> Tensor:
         """Each token through every expert, folded into one wide SwiGLU: as sum_e g_e h_e W_e = (g h) @ stack(W)."""

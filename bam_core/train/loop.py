@@ -29,7 +29,7 @@ from bam_core.train.routers import fade_router_biases, harden_attention, move_ba
 from bam_core.train.saving import Checkpoints
 from bam_core.train.sharded import Weights, shard
 from bam_core.train.state import Progress, load_state
-from bam_core.train.step import accumulate_gradient
+from bam_core.train.step import ExtraLoss, accumulate_gradient
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 SPIKE_FACTOR = 2.0
@@ -73,10 +73,12 @@ def train(
     pace: Pace,
     weights: Weights | None = None,
     judge: Judge | None = None,
+    extra: ExtraLoss | None = None,
 ) -> tuple[Optimizer, Progress]:
     """Train `model` in place and return its master weights (in the optimizer) and the history.
 
     weights: of a model on the meta device that is to be sharded. judge: extends `batches`, of shares that adapt.
+    extra: a loss beside that of the text.
     Resumes from the worker's newest checkpoint. Raises TrainingDiverged, with the step, on a loss that is not finite or
     spikes, and where the config says so on routers that collapse; the last good checkpoint stays.
     """
@@ -106,6 +108,7 @@ def train(
             progress.expert_frac,
             noise,
             n_micro if optimizer.sharded else 0,
+            extra,
         )
         sum_over_ranks([*optimizer.gradients(), *sums.tensors()], worker.world_size)
         losses = sums.figures()

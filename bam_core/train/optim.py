@@ -53,7 +53,8 @@ class FlatGroup:
         self._sizes = [param.numel() for param in self.params]
         device = self.params[0].device
         self.master = torch.empty(sum(self._sizes), dtype=dtype, device=device)
-        self.grad = torch.zeros_like(self.master)
+        self.grad = torch.empty_like(self.master)
+        self._is_clear = True
         self.master_views = self._views(self.master)
         self.grad_views = self._views(self.grad)
         for view, param in zip(self.master_views, self.params, strict=True):
@@ -64,22 +65,38 @@ class FlatGroup:
         return [view.view_as(p) for view, p in zip(torch.split(flat, self._sizes), self.params, strict=True)]
 
     def accumulate(self) -> None:
-        """Move the parameters' gradients of one micro-batch into the master gradient, in master precision."""
+        """Move the parameters' gradients of one micro-batch into the master gradient, in master precision.
+
+        The first micro-batch overwrites: to clear and add would be two more passes over memory.
+        """
         for view, param in zip(self.grad_views, self.params, strict=True):
-            if param.grad is not None:
+            if param.grad is None:
+                if self._is_clear:
+                    view.zero_()
+            elif self._is_clear:
+                view.copy_(param.grad)
+            else:
                 view.add_(param.grad)
-                param.grad = None
+            param.grad = None
+        self._is_clear = False
 
     def take_gradients(self) -> list[Tensor]:
         """Give each of `trained` its gradient; returns them."""
-        self.master.grad = self.grad
+        self.master.grad = self.gradient()
         return [self.grad]
+
+    def gradient(self) -> Tensor:
+        """What has been accumulated: zero on a rank without rows."""
+        if self._is_clear:
+            self.grad.zero_()
+            self._is_clear = False
+        return self.grad
 
     def refresh(self) -> None:
         """Round the masters into the model's working copies, and clear the gradient."""
         for view, param in zip(self.master_views, self.params, strict=True):
             param.detach().copy_(view)
-        self.grad.zero_()
+        self._is_clear = True
 
     def masters(self) -> Iterator[tuple[str, Tensor]]:
         yield from zip(self.names, self.master_views, strict=True)
@@ -164,12 +181,12 @@ class Optimizer:
             fused=True,
         )
         for tensor in self._trained():
-            self._adamw.state[tensor] = {"step": torch.zeros((), dtype=torch.float32)}
+            self._adamw.state[tensor] = {"step": torch.zeros((), dtype=torch.float32, device=tensor.device)}
             self._adamw.state[tensor] |= {moment: torch.zeros_like(tensor) for moment in MOMENTS}
 
     def gradients(self) -> list[Tensor]:
         """The flat master gradients, for a reduction over ranks; those of shards are reduced already."""
-        return [group.grad for group in self.flat]
+        return [group.gradient() for group in self.flat]
 
     def accumulate(self) -> None:
         for group in self.groups:
@@ -183,7 +200,9 @@ class Optimizer:
         """
         gradients = [grad for group in self.groups for grad in group.take_gradients()]
         norm = self._norm()
-        torch._foreach_mul_(gradients, (self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0))
+        factor = (self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0)
+        if factor.is_cuda or factor != 1:  # to ask a GPU would be to wait for it
+            torch._foreach_mul_(gradients, factor)
         for options in self._adamw.param_groups:
             options["lr"] = lr * lr_factor(options["part"], number, self.config)
         self._adamw.step()

@@ -1,13 +1,15 @@
 """Files of a run: checkpoints, and of a sharded run the trained model.
 
-A checkpoint is written at once, or, of a sharded run, in the background while training goes on. Then each rank copies
-its shard to host memory (training waits for that alone), a thread writes the copy to the local disk, and at the first
-step by which all ranks have done so they publish together through `TrainWorker.save`, which training waits for.
+A checkpoint is written in the background while training goes on. Each rank that holds some of it (of a run that is not
+sharded rank 0) copies that to host memory, for which training waits; a thread writes the copy to the local disk; and at
+the first step by which all ranks have done so they publish together through `TrainWorker.save`, which training waits
+for too. So the host's memory holds masters and moments twice meanwhile.
 A run that is killed before that goes on from the checkpoint before, as it would had it been killed while writing.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import threading
@@ -34,13 +36,12 @@ class Checkpoints:
         self._writing: _Writing | None = None
 
     def save(self, progress: Progress) -> None:
-        """Write the state as it is now, or begin to."""
-        state = State.of(self._optimizer, progress, self._worker.rank, self._worker.world_size)
-        if not self._optimizer.sharded:
-            self._worker.save(progress.step, state.write)
-            return
+        """Begin to write the state as it is now."""
         self.finish()  # a disk that is slower than the steps between two checkpoints: wait for it
-        self._writing = _Writing(progress.step, state.copy())
+        state = None
+        if self._optimizer.sharded or self._worker.rank == 0:
+            state = State.of(self._optimizer, progress, self._worker.rank, self._worker.world_size).copy()
+        self._writing = _Writing(progress.step, state)
 
     def publish_if_written(self) -> None:
         """After each step: publish what is being written, if every rank is through."""
@@ -70,7 +71,7 @@ class Checkpoints:
                 raise StoreError(f"the checkpoint of step {writing.step}: {writing.error}") from writing.error
             if n_failed:
                 raise StoreError(f"the checkpoint of step {writing.step}: {n_failed} other rank(s) could not write it")
-            self._worker.save(writing.step, writing.move_to, sharded=True)
+            self._worker.save(writing.step, writing.move_to, sharded=bool(self._optimizer.sharded))
 
     def _count(self, holds: bool) -> int:
         """On how many ranks this holds."""
@@ -80,9 +81,12 @@ class Checkpoints:
 
 
 class _Writing(threading.Thread):
-    """Writes a copy of a state to a temporary folder. A daemon: a run that ends does not wait for it."""
+    """Writes a copy of a state to a temporary folder, to the disk. A daemon: a run that ends does not wait for it.
 
-    def __init__(self, step: int, state: State) -> None:
+    state: None where other ranks hold all of it.
+    """
+
+    def __init__(self, step: int, state: State | None) -> None:
         super().__init__(name=f"checkpoint of step {step}", daemon=True)
         self.step, self._state = step, state
         self.folder = tempfile.TemporaryDirectory(prefix="bam-state-")
@@ -91,7 +95,10 @@ class _Writing(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._state.write(Path(self.folder.name))
+            if self._state is not None:
+                self._state.write(Path(self.folder.name))
+                self._state = None  # its memory is free before it is published
+                _bring_to_disk(Path(self.folder.name))
         except Exception as error:  # told by whoever publishes
             self.error = error
 
@@ -122,6 +129,13 @@ def write_gathered(
         folder.cleanup()
         raise StoreError(f"the trained model cannot be written: {failure or 'see the error of rank 0'}") from failure
     return partial(_move, folder)
+
+
+def _bring_to_disk(folder: Path) -> None:
+    """So that who publishes and asks for that does not wait long."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _move(folder: tempfile.TemporaryDirectory[str], target: Path) -> None:

@@ -14,6 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from bam_core.errors import ArtifactDamaged
 from bam_core.train.optim import Optimizer
 from bam_core.train.pieces import Piece, PieceFiles, write_pieces
@@ -64,8 +68,7 @@ class State:
     def copy(self) -> State:
         """In the host's memory, as it is now, whatever becomes of the optimizer."""
         copies = {
-            name: Piece(piece.tensor.detach().to("cpu", copy=True), piece.offset, piece.shape)
-            for name, piece in self.pieces.items()
+            name: Piece(_host_copy(piece.tensor), piece.offset, piece.shape) for name, piece in self.pieces.items()
         }
         return State(self.facts, copies, self.rank, self.n_files)
 
@@ -74,6 +77,11 @@ class State:
         write_pieces(folder / _file(self.rank, self.n_files), self.pieces)
         if self.rank == 0:
             (folder / _FACTS).write_text(self.facts)
+
+
+def _host_copy(tensor: Tensor) -> Tensor:
+    bytes_N = torch.from_numpy(np.empty(tensor.nbytes, np.uint8))  # numpy asks for large pages: half the time to fill
+    return bytes_N.view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
 
 
 def load_state(folder: Path, optimizer: Optimizer) -> Progress:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,9 +20,32 @@ from torch import Tensor
 
 from bam_core.config import ModelConfig, TrainConfig
 from bam_core.nn.lm import LM, LayerRouting, Output
-from bam_core.nn.losses import IGNORED, assignments, load_balancing_loss, next_token_loss, router_z_loss
+from bam_core.nn.losses import (
+    IGNORED,
+    assignments,
+    linear_next_token_loss,
+    load_balancing_loss,
+    next_token_loss,
+    router_z_loss,
+)
 from bam_core.nn.routing import Noise, Routing, mean_entropy, normalised_entropy
 from bam_core.train.optim import Optimizer
+
+
+class ExtraLoss(Protocol):
+    """What a training minimises beside the likelihood of the text and the router losses; without a state of its own.
+
+    nll_share: what the next-token loss is multiplied by in its presence. names: of the sums that it publishes.
+    """
+
+    nll_share: float
+    names: tuple[str, ...]
+
+    def __call__(
+        self, inputs_BT: Tensor, targets_BT: Tensor, output: Output, logits_BTV: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Sums over the tokens whose target is not `IGNORED`: the loss to add, and those of `names`, in float64."""
+        ...
 
 
 @dataclass
@@ -31,24 +55,28 @@ class BatchSums:
     scalars: nll, z loss and the mean entropy of each of `routers`, all over the global batch.
     assigned_LE: (token, choice) pairs per expert. probs_LE: router probabilities, summed over tokens. L counts the
     layers that have FFN experts. attention_LE: of those with attention experts, the one if the router is sparse, the
-    other if it is soft. routers: the branches that are a mixture, and `shared` where that is routed.
+    other if it is soft. routers: the branches that are a mixture, and `shared` where that is routed. extra: of an
+    `ExtraLoss`, by `extra_names`; empty without one.
     """
 
     scalars: Tensor
     assigned_LE: Tensor
     probs_LE: Tensor
     attention_LE: Tensor
+    extra: Tensor
     routers: tuple[str, ...] = ()
+    extra_names: tuple[str, ...] = ()
 
     @classmethod
-    def zero(cls, model: ModelConfig, device: torch.device) -> BatchSums:
+    def zero(cls, model: ModelConfig, device: torch.device, extra_names: tuple[str, ...] = ()) -> BatchSums:
         n_mixtures = sum(model.ffn_at(layer) is not None for layer in range(model.n_layers))
         n_attention = sum(model.attention_at(layer) is not None for layer in range(model.n_layers))
         shape = (n_mixtures, model.ffn.n_experts if model.ffn else 0)
         attention = (n_attention, model.attention.n_experts if model.attention else 0)
         make = partial(torch.zeros, dtype=torch.float64, device=device)
         routers = tuple(name for name in ("ffn", "attention", "shared") if getattr(model, name) is not None)
-        return cls(make(2 + len(routers)), make(shape), make(shape), make(attention), routers)
+        extra = make(len(extra_names))
+        return cls(make(2 + len(routers)), make(shape), make(shape), make(attention), extra, routers, extra_names)
 
     def add(self, output: Output, z_loss: Tensor | None, batch_frac: float) -> None:
         """What the routers of a micro-batch did. z_loss: its own, where there are FFN experts."""
@@ -64,7 +92,7 @@ class BatchSums:
             self.attention_LE += torch.stack([_probs(a) for a in attention]) if is_soft else assignments(attention)
 
     def tensors(self) -> list[Tensor]:
-        return [self.scalars, self.assigned_LE, self.probs_LE, self.attention_LE]
+        return [self.scalars, self.assigned_LE, self.probs_LE, self.attention_LE, self.extra]
 
     def expert_frac(self) -> list[list[float]]:
         """f of the batch, per layer; empty without FFN experts."""
@@ -80,7 +108,7 @@ class BatchSums:
         layer got; 1/E each when balanced.
         """
         nll, z_loss, *entropies = self.scalars.tolist()
-        found = {"loss": nll}
+        found = {"loss": nll} | dict(zip(self.extra_names, self.extra.tolist(), strict=True))
         if self.assigned_LE.numel():
             n_tokens = self.probs_LE.sum(-1, keepdim=True)  # a token's probabilities sum to 1
             frac_LE = self.assigned_LE / self.assigned_LE.sum(-1, keepdim=True)
@@ -100,15 +128,16 @@ def accumulate_gradient(
     expert_frac: list[list[float]] | None = None,
     noise: Noise | None = None,
     n_micro_batches: int = 0,
+    extra: ExtraLoss | None = None,
 ) -> BatchSums:
     """Add the gradient of this rank's rows to the optimizer's master gradient.
 
     rows: [n, seq_len + 1] token ids. expert_frac: f of the step before, per layer; None or empty for uniform.
     noise: for these rows, if a gate samples. n_micro_batches: run at least as many, the last ones on a row that counts
-    for nothing, for ranks whose backward passes must meet.
+    for nothing, for ranks whose backward passes must meet. extra: a loss that comes on top.
     """
     device = next(model.parameters()).device
-    sums = BatchSums.zero(model.config, device)
+    sums = BatchSums.zero(model.config, device, extra.names if extra is not None else ())
     n_tokens = config.rows_per_batch * config.seq_len
 
     def add(rows: NDArray[np.int64], noise: Noise | None, counts: bool) -> None:
@@ -116,13 +145,20 @@ def accumulate_gradient(
         batch_frac = len(tokens) / config.rows_per_batch if counts else 0.0
         targets = tokens[:, 1:] if counts else torch.full_like(tokens[:, 1:], IGNORED)
         output = model(tokens[:, :-1], noise=noise)
-        nll = next_token_loss(model.logits(output.hidden_BTD, output.mix_BTE), targets) / n_tokens
+        nll, logits_BTV = _text_loss(model, output, targets, extra is not None)
+        nll = nll / n_tokens
+        loss = nll
+        if extra is not None and logits_BTV is not None:
+            added, told = extra(tokens[:, :-1], targets, output, logits_BTV)
+            loss = extra.nll_share * nll + added / n_tokens
+            sums.extra += told / n_tokens
+        del logits_BTV  # the largest tensor: not alive while the gradient is made
         # Soft attention routing sends every token everywhere, so only FFN routers are balanced (BAM, section 4.1).
-        ffn, loss, z_loss = _of(output.routing, "ffn"), nll, None
+        ffn, z_loss = _of(output.routing, "ffn"), None
         if ffn:
             balance = load_balancing_loss(ffn, _fractions(ffn, expert_frac))
             z_loss = router_z_loss(ffn)
-            loss = nll + batch_frac * (config.load_balancing_coef * balance + config.z_loss_coef * z_loss)
+            loss = loss + batch_frac * (config.load_balancing_coef * balance + config.z_loss_coef * z_loss)
         if counts:
             sums.add(output, z_loss, batch_frac)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -140,6 +176,15 @@ def accumulate_gradient(
             False,
         )
     return sums
+
+
+def _text_loss(model: LM, output: Output, targets_BT: Tensor, wants_logits: bool) -> tuple[Tensor, Tensor | None]:
+    """Sum of -ln p(target), and the logits: on a GPU, which runs long rows, only if someone wants them."""
+    hidden_BTD = output.hidden_BTD
+    if hidden_BTD.is_cuda and not wants_logits and not model.config.is_routed("head"):
+        return linear_next_token_loss(hidden_BTD, (model.head or model.embed).weight, targets_BT), None
+    logits_BTV = model.logits(hidden_BTD, output.mix_BTE)
+    return next_token_loss(logits_BTV, targets_BT), logits_BTV
 
 
 def _entropy(output: Output, router: str) -> Tensor:

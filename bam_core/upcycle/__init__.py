@@ -3,5 +3,6 @@
 Reading order: `specs` (what a variant can say), `variants` (BAM, BTX, soup; their configs), `rules` (what a rule is,
 and those of a variant), `merge` and `router_init` (the two tables that rules name), `compat` (which models can be
 mixed), `coverage` (nothing missing, nothing lost), `apply` (one tensor at a time), `walk` and `calibrate` (routers and
-scale fitted on text), `receipt` (what holds before any training), `edit` and `extract` (experts in and out).
+scale fitted on text), `receipt` (what holds before any training), `edit` and `extract` (experts in and out),
+`sparser` (cheaper attention of the same experts).
 """

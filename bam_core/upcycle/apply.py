@@ -9,10 +9,12 @@ Memory: one target tensor and one source tensor (for a merge, what `merge` says)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -24,6 +26,7 @@ from bam_core.nn.shapes import Shape, tensor_shapes
 from bam_core.seeds import child_seed
 from bam_core.upcycle.compat import value_problem
 from bam_core.upcycle.coverage import Coverage, coverage
+from bam_core.upcycle.hashing import Hashing
 from bam_core.upcycle.merge import MERGES, Parts
 from bam_core.upcycle.pieces import pieces
 from bam_core.upcycle.router_init import INITS
@@ -48,6 +51,7 @@ def upcycle(
     seed: int,
     provenance: dict[str, Any] | None = None,
     fitted: Fitted | None = None,
+    digests: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Make the target's tensors, float32, one at a time in reading order.
 
@@ -55,7 +59,9 @@ def upcycle(
     and experts and of `dare`. provenance: filled as the tensors are made, for `mix.json`: target tensor -> {op, from:
     [{expert, tensor, sha256}], sha256}, where the sums are of the raw little-endian bytes, those of a source as it is
     stored. An entry of a stack's `from` is one slot, in stacking order; `slot` is its place where it is not cut into
-    groups. `init` says how a router started, `factor` what the tensor was multiplied by.
+    groups. `init` says how a router started, `factor` what the tensor was multiplied by. A tensor's own sum is
+    computed while it is in use, and is there when the next one is asked for. digests: dense model -> the sums of its
+    tensors, if they are known to hold: these are not hashed again.
 
     Raises InvalidInput, before anything is made, if the coverage check fails, the models are not the target's or a
     router was to be fitted and is not; while it is made, for a source tensor that is not finite.
@@ -68,7 +74,7 @@ def upcycle(
     fitted = fitted or Fitted()
     if problems := list(_fitted_problems(shapes, claims, fitted)):
         raise InvalidInput("upcycling", problems)
-    return _made(_Maker(target, shapes, claims, sources, seed, fitted), provenance)
+    return _made(_Maker(target, shapes, claims, sources, seed, fitted, digests or {}), provenance)
 
 
 def make_tensor(
@@ -100,17 +106,27 @@ def _fitted_problems(shapes: Mapping[str, Shape], claims: Mapping[str, Rule], fi
 
 
 def _made(maker: _Maker, provenance: dict[str, Any] | None) -> Iterator[tuple[str, Tensor]]:
-    for name in maker.shapes:
-        origins: list[dict[str, Any]] | None = None if provenance is None else []
-        tensor = maker.make(name, origins)
-        if provenance is not None:
+    if provenance is None:
+        for name in maker.shapes:
+            yield name, maker.make(name, None)
+        return
+    with ThreadPoolExecutor(1, "hashing") as thread:
+        for name in maker.shapes:
+            origins: list[dict[str, Any]] = []
+            hashing = Hashing(thread)
+            tensor = maker.make(name, origins, hashing.add)
             rule, factor = maker.claims[name], maker.factor(name)
             entry: dict[str, Any] = {"op": rule.op, "from": origins}
             entry |= {"init": rule.init} if rule.op == "fresh" else {}
             entry |= {"factor": factor} if factor != 1 else {}
-            provenance[name] = entry | {"sha256": tensor_sha256(tensor)}
-        yield name, tensor
-        del tensor  # or it would stay alive while the next one is made
+            provenance[name] = entry
+            yield name, tensor
+            entry["sha256"] = hashing.hexdigest()
+            del tensor  # or it would stay alive while the next one is made
+
+
+def _unseen(part: Tensor) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -121,20 +137,30 @@ class _Maker:
     sources: Mapping[str, TensorSource]
     seed: int
     fitted: Fitted
+    digests: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def factor(self, name: str) -> float:
         return self.fitted.factors.get(name, self.claims[name].factor)
 
-    def make(self, name: str, origins: list[dict[str, Any]] | None) -> Tensor:
-        """One target tensor. origins: filled with where it came from, unless None."""
-        shape = self.shapes[name]
+    def make(
+        self, name: str, origins: list[dict[str, Any]] | None, at_part: Callable[[Tensor], None] = _unseen
+    ) -> Tensor:
+        """One target tensor. origins: filled with where it came from, unless None. at_part: sees it part by part, in
+        order, each when its values are final."""
+        shape, rule = self.shapes[name], self.claims[name]
+        if rule.op in ("stack", "random"):
+            return self._stack(name, shape, rule, origins, at_part)
         tensor = self._unscaled(name, shape, origins)
         assert tensor.shape == shape, f"{name}: made {tuple(tensor.shape)}, not {shape}"
+        self._scale(name, tensor)
+        at_part(tensor)
+        return tensor
+
+    def _scale(self, name: str, tensor: Tensor) -> None:
         factor = self.factor(name)
         if factor != 1:
             for part_N in pieces(tensor):
                 part_N.copy_(part_N.double() * factor)  # rounded once
-        return tensor
 
     def _unscaled(self, name: str, shape: Shape, origins: list[dict[str, Any]] | None) -> Tensor:
         rule = self.claims[name]
@@ -142,8 +168,6 @@ class _Maker:
             return torch.zeros(shape, dtype=torch.float32)
         if rule.op == "fresh":
             return self._router(name, shape, rule)
-        if rule.op in ("stack", "random"):
-            return self._stack(name, shape, rule, origins)
         if rule.op == "copy":
             seed = next(iter(self.sources))
             return self._read(name, rule, seed, origins).to(torch.float32, copy=True)
@@ -161,7 +185,8 @@ class _Maker:
         if problem := value_problem(model, source, tensor):
             raise InvalidInput("upcycling", [problem])
         if origins is not None:
-            origins.append({"expert": model, "tensor": source, "sha256": tensor_sha256(tensor), **more})
+            sha256 = self.digests.get(model, {}).get(source) or tensor_sha256(tensor)
+            origins.append({"expert": model, "tensor": source, "sha256": sha256, **more})
         return tensor
 
     def _router(self, name: str, shape: Shape, rule: Rule) -> Tensor:
@@ -174,8 +199,15 @@ class _Maker:
         rows_ED = INITS[rule.init]((shape[0] // rule.split, *shape[1:]), generator, rule.std)
         return rows_ED.repeat_interleave(rule.split, dim=0)
 
-    def _stack(self, name: str, shape: Shape, rule: Rule, origins: list[dict[str, Any]] | None) -> Tensor:
-        stacked = torch.empty(shape, dtype=torch.float32)
+    def _stack(
+        self,
+        name: str,
+        shape: Shape,
+        rule: Rule,
+        origins: list[dict[str, Any]] | None,
+        at_part: Callable[[Tensor], None],
+    ) -> Tensor:
+        stacked = torch.from_numpy(np.empty(shape, np.float32))  # numpy asks for large pages: half the time to fill
         slots = rule.slots or tuple(self.sources)
         dense_shape = (shape[1] * rule.split, *shape[2:])
         for index, (slot, model) in enumerate(zip(stacked.view(len(slots), *dense_shape), slots, strict=True)):
@@ -185,4 +217,6 @@ class _Maker:
             else:
                 place = {"slot": index} if rule.split == 1 else {}
                 slot.copy_(self._read(name, rule, model, origins, **place))
+            self._scale(name, slot)
+            at_part(slot)
         return stacked

@@ -3,7 +3,8 @@
 app.py       the entry, common options, exit statuses       text.py     numbers, ages and tables for people
 runs.py      run, plan, stage                               tables.py   plans, models, results as tables
 artifacts.py ls, show (step0.py), tree, get                 display.py  the live table and the plain lines
-views.py     lineage, ui, generate, doctor                  experts.py  expert add, remove, extract; blame
+views.py     lineage, ui, generate                       experts.py  expert add, remove, extract; blame
+doctor.py    doctor                                      forecasts.py what a plan takes on a cluster, as tables
 comparing.py diff                                       scoring.py  tasks, lm-eval
 verifying.py verify, keygen                                 exchange.py adopt
 

@@ -162,6 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         artifacts,
         card,
         comparing,
+        doctor,
         exchange,
         experts,
         house,
@@ -174,6 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         scoring,
         verifying,
         views,
+        weighing,
     )
 
     modules = (
@@ -189,7 +191,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         verifying,
         house,
         views,
+        doctor,
         scoring,
+        weighing,
         pace,
         results,
     )

@@ -6,16 +6,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bam_core.errors import ArtifactDamaged, InvalidInput, Problem
+from bam_core.errors import ArtifactDamaged, InvalidInput, Problem, UsageError
 from bam_core.graph.select import Selection
 from bam_core.graph.stage import kind_of
 from pipelines.cli import jobs, text
 from pipelines.cli import options as shared
 from pipelines.cli.app import INTERRUPTED, Session, with_session
+from pipelines.cli.forecasts import comparison_text, forecast_text
 from pipelines.cli.tables import perplexity_text, plan_text
 
 if TYPE_CHECKING:
@@ -86,6 +88,11 @@ def run(
 @shared.from_
 @shared.until
 @shared.force
+@click.option(
+    "--on", metavar="FILE", type=click.Path(path_type=Path), help="Predict time, memory and cost on a cluster."
+)
+@click.option("--calibration", metavar="FILE", type=click.Path(path_type=Path), help="Of nodes that name none.")
+@click.option("--compare", is_flag=True, help="Of all stages, beside what the store has measured.")
 @with_session
 def plan(
     session: Session,
@@ -95,12 +102,30 @@ def plan(
     from_: tuple[str, ...],
     until: tuple[str, ...],
     force: tuple[str, ...],
+    on: Path | None,
+    calibration: Path | None,
+    compare: bool,
 ) -> int:
-    """What `bam run` would do, why, and what it costs."""
+    """What `bam run` would do, why, and what it costs.
+
+    With --on CLUSTER.yaml: each stage's time, memory, cost and energy there; a stage that fits on no node is refused,
+    with the smallest change that helps."""
     selection, loaded = Selection(only, from_, until, force), _load(recipe, sets)
     from pipelines import wiring
 
-    return _show_plan(session, wiring.make_plan(loaded, session.settings(), selection))
+    settings = session.settings()
+    if on is None:
+        if compare or calibration is not None:
+            raise UsageError(f"{'--compare' if compare else '--calibration'}: say on which nodes, --on CLUSTER.yaml")
+        return _show_plan(session, wiring.make_plan(loaded, settings, selection))
+    from pipelines.wiring.estimating import forecast, open_cluster
+
+    kinds, calibrations = open_cluster(on, calibration)
+    made = wiring.make_plan(loaded, settings, selection)
+    found = forecast(loaded, made, settings, kinds, calibrations, compare=compare)
+    value = _plan_json(made) | {"forecast": asdict(found)}
+    session.answer(value, lambda: comparison_text(found) if compare else f"{plan_text(made)}\n\n{forecast_text(found)}")
+    return 0
 
 
 @click.command()
@@ -164,7 +189,12 @@ def _inputs(items: Sequence[str]) -> dict[str, str]:
 
 
 def _show_plan(session: Session, made: Plan) -> int:
-    value = {
+    session.answer(_plan_json(made), lambda: plan_text(made))
+    return 0
+
+
+def _plan_json(made: Plan) -> dict[str, Any]:
+    return {
         "stages": [asdict(decision) for decision in made.decisions],
         "models": dict(made.models),
         "searches": dict(made.searches),
@@ -172,8 +202,6 @@ def _show_plan(session: Session, made: Plan) -> int:
         "warnings": made.warnings,
         "recipe": dict(made.recipe),
     }
-    session.answer(value, lambda: plan_text(made))
-    return 0
 
 
 def _finish(session: Session, result: RunResult, again: str) -> int:

@@ -1,4 +1,4 @@
-"""`bam lineage`, `bam ui`, `bam generate`, `bam doctor`."""
+"""`bam lineage`, `bam ui`, `bam generate`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import os
 import shutil
 import sys
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from bam_core.errors import UsageError
 from pipelines.cli.app import Session, with_session
-from pipelines.cli.text import styled, table
 
 WIDEST, PIPED = 200, 160
 """Columns."""
@@ -127,23 +125,4 @@ def generate(
     session.answer({"ref": ref, "prompt": prompt, "text": continued}, lambda: continued)
 
 
-@click.command()
-@with_session
-def doctor(session: Session) -> int:
-    """Is everything there that a run needs?"""
-    from pipelines import wiring
-
-    checks = wiring.doctor(session.settings())
-
-    def words() -> str:
-        rows = []
-        for check in checks:
-            rows.append([styled("done" if check.ok else "failed"), check.name, check.detail])
-            rows += [["", "", check.remedy]] if check.remedy and not check.ok else []
-        return table(["state", "check", "found"], rows)
-
-    session.answer([asdict(check) for check in checks], words)
-    return 0 if all(check.ok for check in checks) else 1
-
-
-COMMANDS = (lineage, ui, generate, doctor)
+COMMANDS = (lineage, ui, generate)

@@ -7,6 +7,7 @@ checks.py    what must hold between keys             variant_checks.py  the same
 tuning.py    what a search sets in which stage       tune_checks.py     the same for `tune`
 promotion.py what is asked before a promotion        promotion_checks.py the same for `promote`
 overrides.py what one variant trains otherwise      matching_checks.py the same for whom it is made equal to
+distil.py    cheaper attention for a trained variant, distil_checks.py the same for `distil`
 layers.py    one document laid over another         extends.py         a recipe over what it extends
 like.py      a variant over one that it is like     load.py            a name or a path to a `Recipe`
 """

@@ -17,11 +17,13 @@ from pipelines.recipe.base import Part
 from pipelines.recipe.baselines import baseline_problems
 from pipelines.recipe.data import data_problems
 from pipelines.recipe.discover_checks import discover_problems
+from pipelines.recipe.distil_checks import distil_problems
 from pipelines.recipe.document import join
 from pipelines.recipe.matching_checks import matching_problems
 from pipelines.recipe.overrides import MATCHING
 from pipelines.recipe.parts import (
     BpeTokenizer,
+    Domain,
     ExpertOverride,
     ExpertPhase,
     GeneratedMath,
@@ -63,6 +65,8 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _names("variants", recipe.variants or ())
     yield from variant_problems(recipe)
     yield from matching_problems(recipe)
+    yield from _names("distil", recipe.distil or ())
+    yield from distil_problems(recipe)
     yield from _names("tune", recipe.tune or ())
     yield from tune_problems(recipe)
     yield from _evaluate(recipe)
@@ -139,6 +143,10 @@ def _domains(recipe: Recipe) -> Iterator[Problem]:
         if domain.valid_frac is not None and not 0 < domain.valid_frac < 1:
             yield Problem(f"{here}.valid_frac", domain.valid_frac, "must be above 0 and below 1")
         yield from _text(f"{here}.source", domain.source)
+        yield from _text(f"{here}.valid", domain.valid)
+        if domain.valid is not None and domain.valid_frac not in (None, Domain.model_fields["valid_frac"].default):
+            expected = "is the part of `source` that is held out, and `valid` takes its place"
+            yield Problem(f"{here}.valid_frac", domain.valid_frac, expected, "keep one of them")
         if isinstance(domain.expert, str):
             yield from _adopted(recipe, name)
         elif index == 0 and domain.expert is not None:
@@ -213,6 +221,10 @@ def _phases(recipe: Recipe) -> Iterator[Problem]:
             yield from _overrides(phase, recipe, {own_place(stage): own.changes() for stage, own in trainings.items()})
             for stage, own in trainings.items():
                 yield from data_problems(own.data, recipe.domains, f"{own_place(stage)}.data", row=row)
+            distilled = {join("distil", name): own for name, own in (recipe.distil or {}).items() if own is not None}
+            yield from _overrides(phase, recipe, {here: own.changes() for here, own in distilled.items()})
+            for here, own in distilled.items():
+                yield from data_problems(own.data, recipe.domains, f"{here}.data", row=row)
 
 
 def _training(phase: Phase, recipe: Recipe, here: str) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ from typing import Any
 from pipelines.recipe.document import join
 
 ONE_VALUE = re.compile(
-    r"phases\.[^.]+\.data|dense\.data|(variants\.[^.]+\.)?(train\.data|merge\.weights)|tune\.[^.]+\.search\..+"
+    r"phases\.[^.]+\.data|dense\.data|distil\.[^.]+\.data|(variants\.[^.]+\.)?(train\.data|merge\.weights)|tune\.[^.]+\.search\..+"
 )
 """Mappings that say one thing together, such as shares that sum to 1."""
 EXCLUSIVE = (("seed", "seeds"),)

@@ -162,7 +162,7 @@ def _keys(loc: Sequence[Any]) -> list[Any]:
     keys: list[Any] = []
     for depth, item in enumerate(loc):
         in_tokenizer = depth == 1 and loc[0] in ("tokenizer", "dense")
-        in_member = depth == 3 and loc[2] in _UNIONS
+        in_member = depth == 3 and loc[2] in _UNIONS and loc[0] != "distil"
         in_data = isinstance(item, str) and item.startswith(DATA_TAG)
         in_experts = depth == 5 and loc[0] == "variants" and loc[4] == "experts"
         if not (in_tokenizer or in_member or in_experts or in_data):

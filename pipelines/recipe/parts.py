@@ -141,10 +141,12 @@ Expert = Annotated[
 class Domain(Part):
     """valid_frac: fraction of documents held out. max_bytes: read at most this much text (UTF-8 bytes).
 
+    valid: held-out text of its own, in place of a part of `source`, all of which is then trained on.
     expert: how its training differs, or the name of an adopted expert (`bam adopt`) that stands in its place.
     """
 
     source: Source
+    valid: TextSource | None = None
     valid_frac: Number = 0.05
     max_bytes: Count | None = None
     expert: Expert = ExpertOverride()

@@ -112,8 +112,8 @@ def judge(require: Mapping[str, Bound], models: Mapping[str, Any], role: str) ->
 
 
 def model_of(name: str, known: Collection[str]) -> str | None:
-    """The stage that a name stands for: a stage's own, or a variant's trained mixture."""
-    return next((stage for stage in (name, f"train.{name}") if stage in known), None)
+    """The stage that a name stands for: a stage's own, or a variant's trained mixture, or one distilled from it."""
+    return next((stage for stage in (name, f"train.{name}", f"distil.{name}") if stage in known), None)
 
 
 def model_name_fault(name: str) -> str | None:

@@ -64,4 +64,5 @@ def scored_models(recipe: Recipe) -> list[str]:
     sound = [name for name, variant in recipe.variants.items() if variant is not None]
     mixtures = list(dict.fromkeys(m for name in sound for m in (f"mix.{recipe.mix_of(name)}", f"train.{name}")))
     dense, ensemble = (["dense"] if recipe.dense else []), ([ENSEMBLE] if recipe.ensemble else [])
-    return ["seed", *experts, *mixtures, *dense, *ensemble]
+    distilled = [f"distil.{name}" for name in recipe.distil or ()]
+    return ["seed", *experts, *mixtures, *dense, *distilled, *ensemble]

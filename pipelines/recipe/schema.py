@@ -11,6 +11,7 @@ from bam_core.config import ModelConfig, TrainConfig
 from bam_core.seeds import child_seed
 from pipelines.recipe.base import Named, Part
 from pipelines.recipe.data import training_fields
+from pipelines.recipe.distil import Distil
 from pipelines.recipe.mixtures import Variant
 from pipelines.recipe.overrides import MATCHING, DenseTrain, Match, VariantTrain
 from pipelines.recipe.parts import (
@@ -37,6 +38,15 @@ Dense = Annotated[
 """Whether the baseline is trained, or how its training differs from `phases.mixture`."""
 
 
+def _plain(source: Part) -> dict[str, Any]:
+    """What says which text it is, as `protocols.Sources` takes it."""
+    spec = source.to_dict()
+    del spec["licence"]
+    if spec["kind"] == "text":
+        del spec["column"]
+    return {key: value for key, value in spec.items() if value is not None}
+
+
 class Recipe(Part):
     """All that defines a result. The first domain is the general one: its expert is the seed model itself."""
 
@@ -49,6 +59,7 @@ class Recipe(Part):
     model: Model
     phases: Phases
     variants: Named[Variant]
+    distil: Named[Distil] = Field({})
     tune: Named[Tune] = Field({})
     dense: Dense = True
     ensemble: bool = True
@@ -84,15 +95,17 @@ class Recipe(Part):
     @property
     def specialists(self) -> tuple[str, ...]:
         """The domains whose experts are trained: all but the general one and those with an adopted one."""
-        return tuple(domain for domain in tuple(self.domains)[1:] if domain not in self.adopted)
+        adopted = self.adopted
+        return tuple(domain for domain in tuple(self.domains)[1:] if domain not in adopted)
 
     def source(self, domain: str) -> dict[str, Any]:
         """The source of a domain as the plain mapping that `protocols.Sources` takes: what says which text it is."""
-        spec = self._text(domain).to_dict()
-        del spec["licence"]
-        if spec["kind"] == "text":
-            del spec["column"]
-        return {key: value for key, value in spec.items() if value is not None}
+        return _plain(self._text(domain))
+
+    def valid_source(self, domain: str) -> dict[str, Any] | None:
+        """The same of its held-out text, where that has a source of its own."""
+        valid = self.domains[domain].valid
+        return _plain(valid) if valid is not None else None
 
     def text_name(self, domain: str) -> str:
         """The domain, if its text is its own, or the `discover.NAME` that it is a cluster of."""
@@ -101,8 +114,10 @@ class Recipe(Part):
 
     @property
     def texts(self) -> dict[str, dict[str, Any]]:
-        """Every text that is read: its `text_name` -> its source."""
-        return {self.text_name(domain): self.source(domain) for domain in self.domains}
+        """Every text that is read: its `text_name` -> its source. No domain has a point in its name."""
+        apart = {f"{domain}.valid": self.valid_source(domain) for domain in self.domains}
+        read = {self.text_name(domain): self.source(domain) for domain in self.domains}
+        return read | {name: source for name, source in apart.items() if source is not None}
 
     def _text(self, domain: str) -> Any:
         source = self.domains[domain].source
@@ -136,6 +151,13 @@ class Recipe(Part):
         """The training of every variant, but for its own keys: one seed for all, so they see the same batches."""
         phase = self.phases.mixture.model_copy(update=own.changes() if own else {})
         return self._training("mixture", phase, training_fields(phase.data, self.domains))
+
+    def distil_training(self, name: str) -> TrainConfig:
+        """`phases.mixture` with the distillation's keys. What is for the start of a mixture is off: the model has
+        been trained."""
+        off: dict[str, Any] = {"router_freeze_frac": 0.0, "expert_freeze_frac": 0.0, "shared_freeze_frac": 0.0}
+        phase = self.phases.mixture.model_copy(update=off | self.distil[name].changes())
+        return self._training("distil", phase, training_fields(phase.data, self.domains))
 
     @property
     def mixture_trainings(self) -> dict[str, DenseTrain]:

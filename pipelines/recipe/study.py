@@ -11,13 +11,16 @@
 
 A row is a variant, a stage, or a list of variants of which the best counts: `btx_top3|btx_top3_renorm`. None of it
 enters a key: it says how results are shown, not what they are.
+
+With `kind: margins` the claims are shown as a table, a column for each row that another is claimed to be below. Such
+tables of several recipes under one title become one, so that `setting`, a key of the recipe, tells its rows apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -50,9 +53,14 @@ class Claim(Part):
 
 
 class StudyTable(Part):
-    """source: the table of a paper of whose shape this one is. rows: in the order in which they are shown."""
+    """source: the table of a paper of whose shape this one is. rows: in the order in which they are shown.
+
+    setting: a key of the recipe, whose value is shown beside margins.
+    """
 
     title: Text
+    kind: Literal["table", "margins"] = "table"
+    setting: Text | None = None
     source: Text | None = None
     rows: Named[Row]
     claims: list[Claim] = Field([])
@@ -63,6 +71,16 @@ def models_of(name: str, scored: Collection[str]) -> list[str | None]:
     return [model_of(part.strip(), scored) for part in name.split(BEST_OF)]
 
 
+def value_at(recipe: Recipe, key: str) -> Any:
+    """What a recipe says at `phases.expert.tokens`. Raises KeyError for what is no key of it."""
+    found: Any = recipe.model_dump()
+    for part in key.split("."):
+        if not isinstance(found, dict):
+            raise KeyError(key)
+        found = found[part]
+    return found
+
+
 def study_problems(recipe: Recipe, scored: Collection[str]) -> Iterator[Problem]:
     """Everything wrong with `study` of a recipe that may have holes. scored: the models that are evaluated."""
     for name, table in (recipe.study or {}).items():
@@ -71,6 +89,7 @@ def study_problems(recipe: Recipe, scored: Collection[str]) -> Iterator[Problem]
             continue
         if not table.rows:
             yield Problem(f"{here}.rows", {}, "must have at least one row, a variant or a stage")
+        yield from _kind(recipe, table, here)
         for row, said in (table.rows or {}).items():
             yield from _known(recipe, row, scored, f"{here}.rows")
             yield from _paper(recipe, said, join(f"{here}.rows", row))
@@ -78,6 +97,20 @@ def study_problems(recipe: Recipe, scored: Collection[str]) -> Iterator[Problem]
             for side in ("model", "below"):
                 if getattr(claim, side, None) is not None:
                     yield from _row_of(table, getattr(claim, side), f"{here}.claims.{number}.{side}")
+
+
+def _kind(recipe: Recipe, table: StudyTable, here: str) -> Iterator[Problem]:
+    if table.kind == "margins" and not table.claims:
+        yield Problem(f"{here}.claims", [], "must have at least one claim: margins are those of the claims")
+    if table.setting is None:
+        return
+    if table.kind != "margins":
+        yield Problem(f"{here}.setting", table.setting, "is for tables with `kind: margins`")
+    try:
+        value_at(recipe, table.setting)
+    except KeyError:
+        reason = "is no key of this recipe, for example phases.expert.tokens"
+        yield Problem(f"{here}.setting", table.setting, reason)
 
 
 def _known(recipe: Recipe, row: str, scored: Collection[str], here: str) -> Iterator[Problem]:

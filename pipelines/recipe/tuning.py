@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipelines.recipe import data_search
+from pipelines.recipe.distil import Distil
 from pipelines.recipe.overrides import MATCHING, DenseTrain, VariantTrain
 from pipelines.recipe.parts import ExpertOverride, ExpertPhase, MixturePhase, Phase, SeedPhase
 from pipelines.recipe.schema import Recipe
@@ -95,16 +96,17 @@ def field_of(recipe: Recipe, stage: str, key: str, searched: Iterable[str] = ())
 def own_place(stage: str) -> str:
     """Where the recipe says what the stage does differently from its phase; the seed does nothing."""
     kind, _, name = stage.partition(".")
-    return {"expert": f"domains.{name}.expert", "train": f"variants.{name}.train"}.get(kind, kind)
+    places = {"expert": f"domains.{name}.expert", "train": f"variants.{name}.train", "distil": stage}
+    return places.get(kind, kind)
 
 
-def own_keys(recipe: Recipe, stage: str) -> ExpertOverride | DenseTrain | None:
+def own_keys(recipe: Recipe, stage: str) -> ExpertOverride | DenseTrain | Distil | None:
     """What it says there. The recipe may have holes."""
     kind, _, name = stage.partition(".")
     if kind == "expert":
         own = getattr((recipe.domains or {}).get(name), "expert", None)
         return own if isinstance(own, ExpertOverride) else None
-    return recipe.mixture_trainings.get(stage)
+    return recipe.distil.get(name) if kind == "distil" else recipe.mixture_trainings.get(stage)
 
 
 def tuned_fields(recipe: Recipe, stage: str, before: str | None = None) -> dict[str, dict[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pipelines.report.inputs import ReportInputs, group
 from pipelines.report.lineage_svg import lineage_panel
 from pipelines.report.overlap import overlap_table
 from pipelines.report.routed import routed
-from pipelines.report.step0 import DISTANCE, StepZero, steps_zero, summary_table
+from pipelines.report.step0 import DISTANCE, StepZero, steps_zero, summary_table, warnings_of
 from pipelines.report.step0 import data_tables as step0_tables
 from pipelines.report.svg import TEMPLATES, Panel, row_of, style_sheet
 from pipelines.report.tables import (
@@ -36,6 +37,8 @@ from pipelines.report.tasks_table import long_table, task_tables, tasks_words
 
 WIDEST_PHONE = 400
 """A heat map wider than this, in px, scrolls on a phone: shrunk to fit it would be too small to read."""
+FEW_DRAWINGS, FEW_ROWS = 8, 40
+"""What has more is folded, so that a study of two dozen variants is no longer than one can scroll."""
 
 
 def build_report(inputs: ReportInputs, out: Path) -> Mapping[str, float]:
@@ -79,12 +82,14 @@ def build_report(inputs: ReportInputs, out: Path) -> Mapping[str, float]:
         compared=compared,
         tables=shown,
         n_scored=_n_scored(inputs),
+        seeds=inputs.seeds,
         scoring=inputs.scoring,
         overlap=inputs.overlap,
         curves=list(curves.values()),
         data_paths=list(paths.values()),
         maps=maps,
         starts=starts,
+        step0_warnings=warnings_of(starts),
         ensemble=ensemble_words(inputs),
         routing_findings=routing_findings(inputs),
         experts=experts,
@@ -99,6 +104,7 @@ def build_report(inputs: ReportInputs, out: Path) -> Mapping[str, float]:
     return _metrics(inputs)
 
 
+@cache
 def _environment() -> Environment:
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -111,6 +117,8 @@ def _environment() -> Environment:
     made.globals |= {
         "is_trained": lambda heat_map: group(heat_map.model) != "mix",
         "widest_phone": WIDEST_PHONE,
+        "few_drawings": FEW_DRAWINGS,
+        "few_rows": FEW_ROWS,
     }
     return made
 

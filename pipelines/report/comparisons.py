@@ -22,7 +22,7 @@ from pipelines.report.inputs import ReportInputs, group
 from pipelines.report.svg import Panel
 from pipelines.report.tables import Column, Table
 
-COMPARED = ("train", "dense", "ensemble")
+COMPARED = ("train", "distil", "dense", "ensemble")
 BEST = "best"
 
 

@@ -74,7 +74,7 @@ def training_panels(inputs: ReportInputs) -> dict[str, Panel]:
         made = [Curve(name, *looks[name], _points(histories[name], field, shift[name])) for name in names]
         return [curve for curve in made if any(y is not None for _, y in curve.points)]
 
-    balancing = [name for name in mixtures if group(name) == "train"]
+    balancing = [name for name in mixtures if group(name) in ("train", "distil")]
     panels = {
         "training-branches": _panel("Seed, then one branch per domain: training loss", curves(branches, "loss")),
         "training-mixtures": _panel("Mixture phase: training loss", curves(mixtures, "loss")),

@@ -82,7 +82,7 @@ def routing_findings(inputs: ReportInputs) -> list[Markup]:
     """Per trained mixture: its unused FFN experts, or that there are none."""
     found = []
     for name, model in (inputs.routing or {}).get("models", {}).items():
-        if group(name) != "train":
+        if group(name) not in ("train", "distil"):
             continue
         idle = list(_idle_experts(model))
         if idle:
@@ -108,7 +108,7 @@ def listed(parts: Sequence[Markup]) -> Markup:
 def _rivals(ranked: Sequence[str]) -> list[str]:
     """Whom the best is compared with: the next trained mixture, the baselines and the seed."""
     others = ranked[1:]
-    mixtures = [name for name in others if group(name) == "train"]
+    mixtures = [name for name in others if group(name) in ("train", "distil")]
     return [*mixtures[:1], *(name for name in ("dense", "ensemble", "seed") if name in others)]
 
 
@@ -130,7 +130,7 @@ def _size_caveats(inputs: ReportInputs, best: str, rivals: Sequence[str]) -> Ite
                 " narrows the gap from 9.5% to about 3% (BAM, Tables 1 and 5)."
             )
         yield text
-    peer = next((name for name in rivals if group(name) in ("train", "dense")), None)
+    peer = next((name for name in rivals if group(name) in ("train", "distil", "dense")), None)
     if peer and is_number(mine.get("train_tokens")) and is_number(inputs.models[peer].get("train_tokens")):
         tokens, others = mine["train_tokens"], inputs.models[peer]["train_tokens"]
         if tokens != others:

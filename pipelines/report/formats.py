@@ -7,8 +7,9 @@ import unicodedata
 from math import isfinite, isinf
 from typing import Any, TypeGuard
 
-MISSING = "\u2013"
+DASH = MISSING = "\u2013"
 MINUS = "\u2212"
+TIMES = "\u00d7"
 _COUNT_UNITS = ("", "k", "M", "B", "T")
 _FLOP_UNITS = ("", "k", "M", "G", "T", "P", "E")
 _BIDI_CONTROLS = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -43,7 +44,9 @@ def percent(value: Any) -> str:
 
 
 def gain(value: Any) -> str:
-    """A relative change, which is 0 for none: `+3.1%`."""
+    """A relative change, which is 0 for none: `+3.1%`; from ten times as much on, times it."""
+    if is_number(value) and value >= 9:
+        return f"{TIMES}{short(1 + value)}"
     return change(1 + value, 1) if is_number(value) else number(value, str)
 
 
@@ -97,7 +100,10 @@ def exact(value: Any) -> str:
 
 def clean(name: Any) -> str:
     """A name without characters that XML forbids or that reorder the text around them."""
-    return "".join("\ufffd" if _is_unsafe(char) else char for char in str(name))
+    text = str(name)
+    if text.isascii() and text.isprintable():  # nearly all are
+        return text
+    return "".join("\ufffd" if _is_unsafe(char) else char for char in text)
 
 
 def file_name(name: Any) -> str:

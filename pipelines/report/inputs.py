@@ -16,7 +16,7 @@ from pipelines.report.seeds import SEEDS, mean_over_seeds
 
 Json = Mapping[str, Any]
 ROUTED = {"summary": "routing_summary", "knock_out": "knock_out"}
-GROUPS = ("seed", "expert", "dense", "ensemble", "mix", "train")
+GROUPS = ("seed", "expert", "dense", "ensemble", "mix", "train", "distil")
 """Models are shown in this order; others come last."""
 
 
@@ -33,8 +33,9 @@ class ReportInputs:
     overlap: the file of that name of the stage `overlap`.
     collapses: model -> the alarms of its training for experts without work. routed: {summary, knock_out}, two files of
     `routing`.
-    With several seeds `perplexity` is the mean over them; what else there is, is the first one's. documents: each
-    document's loss under every seed, of `documents.parquet`. baselines: models that the others are compared with.
+    With several seeds `perplexity` is the mean over them (`mean_over_seeds`); what else there is, is the first one's.
+    documents: each document's loss under every seed, of `documents.parquet`. baselines: models that the others are
+    compared with.
     """
 
     name: str
@@ -106,6 +107,12 @@ class ReportInputs:
         """{context, stride} in tokens, by which documents were scored; None of an older evaluation, of rows."""
         found: Json | None = self.perplexity.get("scoring")
         return found
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of all models, the first one's first."""
+        models: Mapping[str, Json] = self.perplexity.get("models", {})
+        return list(dict.fromkeys(seed for model in models.values() for seed in model.get(SEEDS, ())))
 
     @property
     def models(self) -> dict[str, Json]:

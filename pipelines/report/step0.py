@@ -6,8 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
+
 from pipelines.report import formats
-from pipelines.report.formats import is_number
+from pipelines.report.findings import code, listed
+from pipelines.report.formats import clean, is_number
 from pipelines.report.heatmaps import LEFT, cell, heads, row_name, size
 from pipelines.report.inputs import Json, ReportInputs, in_order
 from pipelines.report.svg import Panel, element
@@ -39,6 +42,15 @@ class StepZero:
 
 def steps_zero(inputs: ReportInputs) -> list[StepZero]:
     return [_step_zero(model, report, inputs.domain_names) for model, report in _reports(inputs).items()]
+
+
+def warnings_of(starts: Sequence[StepZero]) -> list[Markup]:
+    """Each warning once, with the mixtures that have it."""
+    models: dict[str, list[str]] = {}
+    for start in starts:
+        for warning in start.warnings:
+            models.setdefault(f"{clean(warning).rstrip('.')}.", []).append(start.model)
+    return [Markup("{}: {}").format(listed([code(name) for name in names]), text) for text, names in models.items()]
 
 
 def summary_table(inputs: ReportInputs) -> Table:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import exp
 from typing import Any
 
-from bam_core.evaluate.resample import DocumentScores
+from bam_core.evaluate.resample import OF_DOMAIN, DocumentScores, figure_over_seeds
 from bam_core.evaluate.significance import Comparison, Estimate, Verdict, compare_all, estimate, verdict
 from pipelines.recipe.study import AVERAGE, Row, StudyTable, models_of
 
@@ -22,7 +21,8 @@ Json = Mapping[str, Any]
 class Evaluated:
     """What a recipe's evaluations say. figures: model -> its entry of `perplexity.json`, of the first seed.
 
-    made: what the page says of where the numbers come from, in order: words -> values.
+    made: what the page says of where the numbers come from, in order: words -> values. settings: key of the recipe ->
+    its value, of those that tables of margins name.
     """
 
     recipe: str
@@ -31,6 +31,7 @@ class Evaluated:
     scores: DocumentScores
     figures: Mapping[str, Json]
     made: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,14 @@ class ShownClaim:
 
 @dataclass(frozen=True)
 class ShownTable:
+    """setting: a key of the recipe and its value, for a table of margins."""
+
     title: str
     source: str | None
     rows: tuple[ShownRow, ...]
     claims: tuple[ShownClaim, ...]
+    is_margins: bool = False
+    setting: tuple[str, Any] | None = None
 
 
 def study_tables(tables: Mapping[str, StudyTable], found: Evaluated) -> list[ShownTable]:
@@ -82,7 +87,9 @@ def study_tables(tables: Mapping[str, StudyTable], found: Evaluated) -> list[Sho
             for (its, claim), pair in zip(asked, pairs, strict=True)
             if its == name
         )
-        shown.append(ShownTable(table.title, table.source, tuple(rows[name].values()), claims))
+        setting = (table.setting, found.settings[table.setting]) if table.setting else None
+        its_rows, is_margins = tuple(rows[name].values()), table.kind == "margins"
+        shown.append(ShownTable(table.title, table.source, its_rows, claims, is_margins, setting))
     return shown
 
 
@@ -93,18 +100,12 @@ def _row(name: str, said: Row, found: Evaluated) -> ShownRow:
     return ShownRow(
         label=said.label or name,
         model=best,
-        perplexity={domain: _mean_perplexity(found.scores, best, domain) for domain in found.domains},
+        perplexity={domain: figure_over_seeds(found.scores, best, OF_DOMAIN + domain) for domain in found.domains},
         average=average,
         figures=found.figures[best],
         paper=dict(said.paper),
         chosen_of=len(models),
     )
-
-
-def _mean_perplexity(scores: DocumentScores, model: str, domain: str) -> float:
-    """Geometric mean over seeds, as the averages are."""
-    nats_R = scores.nll[model][domain].sum(-1) / scores.tokens[domain].sum()
-    return exp(float(nats_R.mean()))
 
 
 def _claim(row: ShownRow, below: ShownRow, comparison: Comparison) -> ShownClaim:

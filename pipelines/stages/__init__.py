@@ -40,6 +40,7 @@ KINDS: dict[str, StageKind] = {
     "edit": StageKind("edit", 2),
     "train": StageKind("train", 1, trains=True),
     "dense": StageKind("dense", 1, trains=True),
+    "distil": StageKind("distil", 1, trains=True),
     "evaluate": StageKind("evaluate", 3),
     "routing": StageKind("routing", 1),
     "report": StageKind("report", 3),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bam_core.data.discover import CLUSTERS_FILE, of_cluster
@@ -11,11 +11,9 @@ from bam_core.data.packing import pack
 from bam_core.data.shards import write_shards
 from bam_core.data.text import size_bytes, split
 from bam_core.data.tokenize import Tokenizer
+from bam_core.data.words import encoded
 from bam_core.errors import BamError, InvalidInput
 from bam_core.protocols import Document, StageContext
-
-DOCUMENTS_PER_BATCH = 256
-"""Tokenised at a time, by as many threads as the machine has."""
 
 
 def run(context: StageContext) -> Mapping[str, Any]:
@@ -29,9 +27,11 @@ def run(context: StageContext) -> Mapping[str, Any]:
         here = f"domains.{config['domain']}{'.source' if error.where == 'source' else ''}"
         raise InvalidInput("recipe", [problem.under(here) for problem in error.problems]) from error
     require_planned_text(context, context.runtime["source"], config["source"]["digest"])
+    valid = _held_out(context) if "valid" in config else parts.valid
     stats: dict[str, Any] = {"duplicates_dropped": parts.n_duplicates}
-    for name, documents in (("train", parts.train), ("valid", parts.valid)):
-        rows = pack(_tokenised(documents, tokenizer), seq_len, tokenizer.eos_id, tokenizer.token_bytes)
+    for name, documents in (("train", parts.train), ("valid", valid)):
+        ids = encoded((document.text for document in documents), tokenizer)
+        rows = pack(ids, seq_len, tokenizer.eos_id, tokenizer.token_bytes)
         try:
             n_rows = write_shards(context.out / name, rows)
         except InvalidInput as error:
@@ -47,6 +47,18 @@ def run(context: StageContext) -> Mapping[str, Any]:
     return {f"{name}_{what}": stats[name][what] for name in ("train", "valid") for what in ("documents", "tokens")}
 
 
+def _held_out(context: StageContext) -> tuple[Document, ...]:
+    """All of a held-out text of its own, each document once."""
+    source = context.runtime["valid"]
+    try:
+        found = split(context.sources.read(source), None)
+    except InvalidInput as error:
+        here = f"domains.{context.config['domain']}.valid"
+        raise InvalidInput("recipe", [problem.under(here) for problem in error.problems]) from error
+    require_planned_text(context, source, context.config["valid"]["digest"])
+    return found.train
+
+
 def documents_of(context: StageContext, source: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[Document]:
     """A domain's documents: all of a source, or those of one cluster. facts: what defines the domain's text."""
     documents, cluster = context.sources.read(source), facts.get("cluster")
@@ -59,10 +71,3 @@ def require_planned_text(context: StageContext, source: Mapping[str, Any], diges
     """Raises BamError if the text is not the one that the key names: it changed after the plan, or differs here."""
     if context.sources.digest(source) != digest:
         raise BamError(f"the text of {source['kind']} {source.get('path', '')} changed since the plan; run again")
-
-
-def _tokenised(documents: Sequence[Document], tokenizer: Tokenizer) -> Iterator[Sequence[int]]:
-    for start in range(0, len(documents), DOCUMENTS_PER_BATCH):
-        yield from tokenizer.encode_batch(
-            [document.text for document in documents[start : start + DOCUMENTS_PER_BATCH]]
-        )

@@ -50,6 +50,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
         tokenizer=base / "tokenizer.json",
         card=None,  # it tells what the edit did
         provenance={"stage": context.stage, "key": context.key, **carrying(subject_of(context, edit.target).texts)},
+        made=tensors,
     )
     rows = _rows(context)
     texts = _chosen(rows, base, config["tokens"])

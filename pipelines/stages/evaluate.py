@@ -45,7 +45,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
     routing: dict[str, Any] = {}
     tasks: dict[str, Any] = {}
     for number, name in enumerate(config["models"]):
-        model = load_model(context.inputs[name], dtype=DTYPES[config["dtype"]])
+        model = load_model(context.inputs[name], dtype=DTYPES[config["dtype"]], device=context.resources.device)
         scoring = {"context": model.config.max_seq_len, "stride": config["stride"]}  # one for all: of one seed
         scored[name] = {domain: score_documents(model, chosen, config["stride"]) for domain, chosen in texts.items()}
         models[name] = _figures(context, name, model.config, scored[name])

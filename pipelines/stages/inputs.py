@@ -12,6 +12,8 @@ from pipelines.stages import KINDS
 TOKENIZER = "tokenizer.json"
 REFERENCE = "reference."
 """With a domain's name after it: the role of the model that a training compares its loss on this domain with."""
+TEACHER = "teacher"
+"""The role of the trained mixture that a distillation starts from and learns from."""
 
 
 def require_fitting(stage: Stage, records: Mapping[str, Record]) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bam_core.card import Mixed, model_card
-from bam_core.checkpoint import CARD, read_config, write_model
+from bam_core.checkpoint import CARD, read_config, read_digests, write_model
 from bam_core.config import ModelConfig
 from bam_core.data.shards import ShardedRows
 from bam_core.evaluate.perplexity import spread_indices
@@ -55,7 +55,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
     rows = {domain: _rows(context, domain) for domain in config["domains"]}
     found = calibrate(target, rules_for(variant, target), sources, variant, rows, config["seed"])
     target = with_gains(target, found.gains) if found.gains else target
-    tensors = _write(context, variant, target, sources, found, next(iter(folders.values())) / "tokenizer.json")
+    tensors = _write(context, variant, target, folders, found)
     made = receipt(context.out, folders, made=tensors)
     step0 = found.report | {"warnings": [*variant.warnings(tuple(folders)), *found.report["warnings"]]}
     mix = {"variant": variant.to_json(), "experts": stages, "tensors": tensors, "receipt": made | {"step0": step0}}
@@ -76,26 +76,29 @@ def _write(
     context: StageContext,
     variant: Variant,
     target: ModelConfig,
-    sources: Mapping[str, ReopenedTensors],
+    folders: Mapping[str, Path],
     found: Calibration,
-    tokenizer: Path,
 ) -> dict[str, Any]:
     """Write the model folder. Returns what each tensor was made from."""
     tensors: dict[str, Any] = {}
+    sources = {expert: ReopenedTensors(folder) for expert, folder in folders.items()}
+    # Inputs are as recorded, or the stage would not run: what they say of their own tensors need not be summed again.
+    digests = {expert: read_digests(folder) for expert, folder in folders.items()}
     seed = context.config["seed"]
     write_model(
         context.out,
         target,
-        upcycle(target, rules_for(variant, target), sources, seed, tensors, found.fitted),
-        tokenizer=tokenizer,
+        upcycle(target, rules_for(variant, target), sources, seed, tensors, found.fitted, digests),
+        tokenizer=next(iter(folders.values())) / "tokenizer.json",
         card=None,  # it tells what holds of the mixture as written
         provenance={"stage": context.stage, "key": context.key, **carrying(subject_of(context, target).texts)},
-        max_shard_bytes=_shard_bytes(next(iter(sources.values()))),
+        max_shard_bytes=shard_bytes(next(iter(sources.values()))),
+        made=tensors,
     )
     return tensors
 
 
-def _shard_bytes(dense: ReopenedTensors) -> int:
+def shard_bytes(dense: ReopenedTensors) -> int:
     """A shard is held while it fills: no more than one of the dense tensors that `mixing_bytes` counts, if large."""
     return max(MIN_SHARD_BYTES, max(4 * prod(dense.shape(name)) for name in dense.names()))
 

@@ -42,7 +42,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
     n_rows = 0
     with pq.ParquetWriter(context.out / TABLE_FILE, SCHEMA, compression="zstd") as table:
         for number, name in enumerate(config["models"], 1):
-            model = load_model(context.inputs[name], dtype=DTYPES[config["dtype"]])
+            model = load_model(context.inputs[name], dtype=DTYPES[config["dtype"]], device=context.resources.device)
             summary[name], n_model_rows = _sample(name, model, rows, sampled_from, config["tokens"], table)
             n_rows += n_model_rows
             if config["knock_out_tokens"]:

@@ -21,6 +21,7 @@ from pipelines.wiring.settings import Settings, open_store, open_tracker
 from pipelines.wiring.tabulating import study_results
 from pipelines.wiring.tracking import lineage_from_mlflow, lineage_sync, serve_ui
 from pipelines.wiring.verifying import Checked, Verified, make_keys, verify
+from pipelines.wiring.weighing import Weighed, weigh
 
 __all__ = [
     "CONTINUES",
@@ -39,6 +40,7 @@ __all__ = [
     "Submitted",
     "TaskResults",
     "Verified",
+    "Weighed",
     "add_expert",
     "adopt_expert",
     "blame",
@@ -67,4 +69,5 @@ __all__ = [
     "study_results",
     "submit",
     "verify",
+    "weigh",
 ]

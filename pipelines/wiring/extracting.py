@@ -126,8 +126,8 @@ def _entry(record: Record, name: str, known: Known, store: ArtifactStore) -> _En
             if edit["operation"] == "add" and edit["name"] == name:
                 recorded = Recorded(*_as_read(edit["tensors"], "input", "expert"))
                 return _Entry(here.inputs["expert"], None if trained else recorded)
-        trained = trained or kind == "train"
-        ref = here.inputs.get("base" if kind == "edit" else "mix")
+        trained = trained or kind in ("train", "distil")
+        ref = here.inputs.get({"edit": "base", "distil": "teacher"}.get(kind, "mix"))
         here = known.get((ref.stage, ref.key)) if ref is not None else None
     return _Entry(None, None)  # what it was made from is gone, so nothing can be compared
 

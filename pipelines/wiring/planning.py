@@ -97,7 +97,8 @@ def text_digests(recipe: Recipe) -> dict[str, str]:
             digests[name] = sources.digest(source)
         except InvalidInput as error:
             path = name if name.startswith("discover.") else f"domains.{name}"
-            problems += [problem.under(f"{path}.source") for problem in error.problems]
+            path = path if path.endswith(".valid") else f"{path}.source"
+            problems += [problem.under(path) for problem in error.problems]
     if recipe.tokenizer.kind == "file":
         try:
             digests["tokenizer"] = hashlib.sha256(Path(recipe.tokenizer.path).expanduser().read_bytes()).hexdigest()
@@ -125,9 +126,10 @@ def _models(recipe: Recipe) -> dict[str, dict[str, Any]]:
     params, flops_per_operation: what the totals are made of. paper: beside the paper's own figures (`nn/paper.py`),
     for a model of the shape that it prints them for.
     """
-    models, phases = {}, bam.trainings(recipe)
-    for name, config in bam.model_configs(recipe).items():
-        phase = phases.get(name)
+    models, phases, configs = {}, bam.trainings(recipe), bam.model_configs(recipe)
+    teachers = {f"distil.{name}": configs[f"train.{distil.source}"] for name, distil in recipe.distil.items()}
+    for name, config in configs.items():
+        phase, teacher = phases.get(name), teachers.get(name)
         tokens = phase.n_steps * phase.batch_tokens if phase else 0
         models[name] = {
             "params_total": costs.params_total(config),
@@ -137,7 +139,8 @@ def _models(recipe: Recipe) -> dict[str, dict[str, Any]]:
             "flops_per_operation": costs.flops_by_operation(config, config.max_seq_len),
             "train_tokens": tokens,
             "train_flops": costs.training_flops(config, tokens, config.max_seq_len)
-            + (judging_flops(config, recipe.dense_config(), phase) if phase else 0),
+            + (judging_flops(config, recipe.dense_config(), phase) if phase else 0)
+            + (costs.forward_flops(teacher, tokens, config.max_seq_len) if teacher else 0),
             "training_bytes": costs.training_bytes(config) if phase else None,
             "mixing_bytes": costs.mixing_bytes(config) if name.startswith("mix.") else None,
             "cache_bytes_per_token": costs.cache_bytes_per_token(config),

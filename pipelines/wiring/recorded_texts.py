@@ -68,7 +68,13 @@ def _readable(source: RawSource, recipe: Mapping[str, Any]) -> tuple[dict[str, A
 
 
 def _source(recipe: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Of a domain, or of a text under `discover`: of the latter, too, where a domain is one of its clusters."""
+    """Of a domain, or of a text under `discover`: of the latter, too, where a domain is one of its clusters.
+
+    `DOMAIN.valid` is a domain's held-out text; no domain has a point in its name.
+    """
+    domain, _, is_valid = name.partition(".")
+    if is_valid:
+        return _part(_part(_part(recipe, "domains"), domain), "valid")
     found = _part(_part(_part(recipe, "domains"), name), "source")
     divided = str(found.get("of")) if found else name
     return found if found and "of" not in found else _part(_part(_part(recipe, "discover"), divided), "source")

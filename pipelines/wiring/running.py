@@ -281,7 +281,8 @@ def _open_executor(settings: Settings, pipeline: Pipeline, to_do: Sequence[str])
 def _run_stage(job: StageJob, tracking: Mapping[str, Any], settings: Settings) -> StageEnd:
     """The task that an executor runs, in this process or another. tracking: the pipeline run's handle."""
     try:
-        return run_stage_job(job, tracking, _services(settings, tracking))
+        # One stage at a time here, so a run that waited for another's could do nothing else.
+        return run_stage_job(job, tracking, _services(settings, tracking), waits=settings.executor != "local")
     except StageFailed as error:  # in the words of whatever library failed
         raise StageFailed(mask_text(str(error))) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bam_core.documents import read_json
@@ -12,6 +13,7 @@ from bam_core.graph.select import Selection
 from bam_core.graph.stage import kind_of
 from infra.store import ArtifactStore
 from pipelines.recipe import Recipe
+from pipelines.recipe.study import value_at
 from pipelines.report import formats
 from pipelines.wiring.origins import name_of, whole_folder
 from pipelines.wiring.planning import Plan, make_plan
@@ -52,13 +54,18 @@ def _evaluated(name: str, recipe: Recipe, made: Plan, store: ArtifactStore) -> E
     folders = [whole_folder(store, record) for record in there]
     files = {seed: folder / "documents.parquet" for seed, folder in zip(recipe.all_seeds, folders, strict=True)}
     return Evaluated(
-        recipe=name,
+        recipe=Path(name).name if Path(name).is_absolute() else name,  # a page is no place for a machine's folders
         seeds=recipe.all_seeds,
         domains=tuple(recipe.domains),
         scores=read_documents(files),
         figures=read_json(folders[0] / "perplexity.json")["models"],
         made=_made(there, [record for record in store.records() if made.keys.get(record.stage) == record.key]),
+        settings={key: value_at(recipe, key) for key in _settings(recipe)},
     )
+
+
+def _settings(recipe: Recipe) -> set[str]:
+    return {table.setting for table in recipe.study.values() if table.setting}
 
 
 def _made(evaluations: Sequence[Record], records: Sequence[Record]) -> dict[str, str]:

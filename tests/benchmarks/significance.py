@@ -25,6 +25,7 @@ from bam_core.evaluate.significance import Comparison, compare, compare_all
 from bam_core.evaluate.student import quantile
 from tests.benchmarks.result import OUT, write_result
 
+NOISE = 10.0
 DOMAINS = {"general": 4.2, "code": 2.5, "law": 2.2, "math": 1.4}
 """Domain -> nats per token, about the quickstart's."""
 
@@ -35,6 +36,8 @@ class World:
 
     seed_sd: of a seed on a whole model, domain_sd: on one domain; shared_sd: on all models alike. document_sd: of a
     document on one model, under_seed_sd: under one seed. token_sd: of one token; documents average it.
+    unequal: seeds move the last model so many times as far. noisy: so many models before the last, NOISE times.
+    spread: of the logarithm of how far a model is from the others, under seeds and by documents alike.
     """
 
     effect: float = 0.0
@@ -49,19 +52,29 @@ class World:
     token_sd: float = 0.5
     models: int = 2
     unequal: float = 1.0
+    noisy: int = 0
+    spread: float = 0.0
+
+    @property
+    def noisy_models(self) -> range:
+        return range(self.models - 1 - self.noisy, self.models - 1)
 
     def draw(self, rng: np.random.Generator) -> DocumentScores:
-        """Models "0", "1", ...; seeds move the last one `unequal` times as much as the others."""
+        """Models "0", "1", ..."""
         size = (self.models, self.seeds, 1)
-        moved_by = np.where(np.arange(self.models) == self.models - 1, self.unequal, 1.0)[:, None, None]
+        far_M11 = np.exp(rng.normal(0, self.spread, self.models))[:, None, None] if self.spread else 1.0
+        moved_by = np.ones((self.models, 1, 1)) * far_M11
+        moved_by[-1] *= self.unequal
+        moved_by[self.noisy_models] *= NOISE
         whole_MR1 = rng.normal(0, self.seed_sd, size) * moved_by + rng.normal(0, self.shared_sd, (1, self.seeds, 1))
         tokens, nll = {}, {str(model): {} for model in range(self.models)}
         for domain, level in DOMAINS.items():
             n = int(rng.integers(self.documents[0], self.documents[1] + 1))
             tokens_N = np.maximum(1, rng.lognormal(5.5, self.length_sd, n).astype(np.int64))
             noise_N = np.sqrt(self.under_seed_sd**2 + self.token_sd**2 / tokens_N)
-            each_MRN = level + rng.normal(0, 0.4, n) + rng.normal(0, self.document_sd, (self.models, 1, n))
-            each_MRN = each_MRN + rng.normal(size=(self.models, self.seeds, n)) * noise_N
+            apart_MRN = rng.normal(0, self.document_sd, (self.models, 1, n))
+            apart_MRN = apart_MRN + rng.normal(size=(self.models, self.seeds, n)) * noise_N
+            each_MRN = level + rng.normal(0, 0.4, n) + apart_MRN * far_M11
             each_MRN += whole_MR1 + rng.normal(0, self.domain_sd, size) * moved_by
             each_MRN[0] += log1p(self.effect)
             tokens[domain] = tokens_N
@@ -87,6 +100,13 @@ FAMILIES = {
     "7 against 1, no effect": World(models=8),
     "7 against 1, effect of -3%": World(-0.03, models=8),
     "7 against 1, a baseline twice as noisy": World(models=8, unequal=2.0),
+    "7 against 1, 1 of them 10 times as noisy": World(models=8, noisy=1),
+    "the same, 2 seeds": World(models=8, noisy=1, seeds=2),
+    "15 against 1, 2 of them 10 times as noisy": World(models=16, noisy=2),
+    "the same, effect of -3%": World(-0.03, models=16, noisy=2),
+    "the same, effect of -3%, 2 seeds": World(-0.03, models=16, noisy=2, seeds=2),
+    "15 against 1, unlike": World(models=16, spread=1.0),
+    "15 against 1, unlike, 2 seeds": World(models=16, spread=1.0, seeds=2),
 }
 PAIR = ("0", "1")
 PLAIN_DRAWS = 500
@@ -168,8 +188,10 @@ def family_rates(world: World, repetitions: int, seed: int = 0) -> dict[str, flo
         families.append(compare_all(world.draw(rng), pairs))
     truth = [world.effect] + [0.0] * (len(pairs) - 1)
     first, equal = [family[0] for family in families], [family[bool(world.effect) :] for family in families]
+    noisy = [holds(family[model], 0.0) for family in families for model in world.noisy_models]
     return {
         "coverage": _mean(holds(c, t) for family in families for c, t in zip(family, truth, strict=True)),
+        **({"coverage_of_noisy": _mean(noisy)} if noisy else {}),
         "first_found": _mean(c.is_distinguishable for c in first),
         "any_false": _mean(any(c.is_distinguishable for c in family) for family in equal),
         "median_width_percent": float(np.median([100 * (c.high - c.low) for f in families for c in f])),
@@ -219,11 +241,13 @@ def main() -> None:
         for method, row in found.items():
             shown = f"{row['coverage']:>10.1%}{row['clear_of_zero']:>12.1%}{row['median_width_percent']:>8.2f}%"
             print(f"{name:<40}{method:<18}{shown}", flush=True)
-    print(f"\n{'family':<42}{'coverage':>10}{'first found':>13}{'any false':>11}{'width':>9}{'corrected':>11}")
+    head = f"{'coverage':>10}{'of noisy':>10}{'first found':>13}{'any false':>11}{'width':>9}{'corrected':>11}"
+    print(f"\n{'family':<42}{head}")
     for name, world in _named(FAMILIES, given.only):
         row = family_rates(world, given.repetitions)
         families.append({"family": name, **asdict(world), **row})
-        shown = f"{row['coverage']:>10.1%}{row['first_found']:>13.1%}{row['any_false']:>11.1%}"
+        noisy = f"{row['coverage_of_noisy']:.1%}" if "coverage_of_noisy" in row else ""
+        shown = f"{row['coverage']:>10.1%}{noisy:>10}{row['first_found']:>13.1%}{row['any_false']:>11.1%}"
         widths = f"{row['median_width_percent']:>8.2f}%{row['median_corrected_width_percent']:>10.2f}%"
         print(f"{name:<42}{shown}{widths}", flush=True)
     write_result(

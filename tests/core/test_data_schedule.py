@@ -168,7 +168,8 @@ def test_a_mixture_that_is_extended_is_one_that_was_known_at_once(rows):
     whole = CountedMixture(rows, NAMES, 0, rows_per_batch=10)
     whole.append(weights_TD)
     assert grown.n_steps == whole.n_steps == 20
-    assert grown.rows_before(20) == {"code": 100, "general": 40, "law": 30, "math": 30}
+    drawn = np.bincount(np.concatenate([grown.locate(step)[0] for step in range(20)]))
+    assert dict(zip(NAMES, drawn, strict=True)) == {"code": 100, "general": 40, "law": 30, "math": 30}
     assert grown.shares(10) == {"code": 0.7, "general": 0.1, "law": 0.1, "math": 0.1}
     assert all(np.array_equal(grown.batch(step, 10), whole.batch(step, 10)) for step in range(20))
 

@@ -128,6 +128,21 @@ def test_what_can_run_goes_before_what_another_run_holds() -> None:
     assert names_of(schedule.startable()) == ["c", "a"]
 
 
+def test_a_stage_that_another_run_makes_leaves_its_place_to_the_next() -> None:
+    schedule = Schedule(*build({"a": [], "b": [], "below": ["a"]}, {}), max_parallel=1)
+    schedule.started("a")
+    schedule.put_back("a")
+    assert names_of(schedule.startable(held={"a"})) == ["b"]
+    assert names_of(schedule.startable()) == ["a"]
+    schedule.started("b")
+    schedule.done("b")
+    assert schedule.startable(held={"a"}) == []
+    assert not schedule.finished
+    schedule.started("a")
+    schedule.done("a")
+    assert names_of(schedule.startable()) == ["below"]
+
+
 def test_impossible_events_are_bugs() -> None:
     pipeline, decisions = build(DIAMOND, {})
     with pytest.raises(AssertionError):

@@ -170,6 +170,8 @@ def test_attend_takes_the_short_kernel_in_bf16_and_not_beyond_its_limit(
     assert len(called) == 2
     attend(q.bfloat16(), q.bfloat16(), q.bfloat16(), torch.ones(2, 4, 4, dtype=torch.bool))
     attend(q[:, -1:].bfloat16(), q.bfloat16(), q.bfloat16())
+    with torch.no_grad():  # nothing to keep for a gradient
+        attend(q.bfloat16(), q.bfloat16(), q.bfloat16())
     assert len(called) == 2
     monkeypatch.setattr("bam_core.nn.attention.MAX_ROW", 3)
     attend(q.bfloat16(), q.bfloat16(), q.bfloat16())
@@ -196,9 +198,9 @@ def test_a_cache_is_as_wide_as_what_experts_have_of_their_own() -> None:
     def shapes(kv: KeysValues) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         config = replace(DENSE, attention=AttentionExperts(3, 3, kv, layers=(1,)), experts=("a", "b", "c"))
         layers = Cache(config, batch=5, capacity=6).layers
-        return [(tuple(layer.keys_BSGC.shape), tuple(layer.values_BSGX.shape)) for layer in layers]
+        return [(tuple(layer.keys_BGSC.shape), tuple(layer.values_BGSX.shape)) for layer in layers]
 
-    dense = ((5, 6, 2, 8), (5, 6, 2, 8))
+    dense = ((5, 2, 6, 8), (5, 2, 6, 8))
     assert shapes("shared") == [dense, dense]
     assert shapes("expert") == [dense, ((5, 6, 6, 8), (5, 6, 6, 8))]
-    assert shapes("value_only") == [dense, ((5, 6, 2, 8), (5, 6, 2, 24))]
+    assert shapes("value_only") == [dense, ((5, 2, 6, 8), (5, 2, 6, 24))]

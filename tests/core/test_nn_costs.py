@@ -21,6 +21,7 @@ from bam_core.config import AttentionExperts, FFNExperts, ModelConfig, SharedExp
 from bam_core.nn.attention import Cache
 from bam_core.nn.costs import (
     cache_bytes_per_token,
+    decoding_bytes,
     flops_by_operation,
     flops_per_token,
     mixing_bytes,
@@ -226,6 +227,22 @@ def test_a_dense_router_gradient_trains_every_ffn_expert() -> None:
 def test_cache_bytes(config: ModelConfig, values: int) -> None:
     assert cache_bytes_per_token(config) == values * 2
     assert cache_bytes_per_token(config, bytes_per_value=4) == values * 4
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_decoding_reads_what_one_token_uses_and_the_caches_of_its_experts(name: str) -> None:
+    """Per tensor; of an embedding that is not the head too one row; 8 positions of K of the E caches."""
+    config, values = CONFIGS[name], 0.0
+    for tensor, shape in tensor_shapes(config).items():
+        looked_up = tensor == "embed.weight" and "head.weight" in tensor_shapes(config)
+        values += prod(shape) / 50 if looked_up else prod(shape) * touched(config, tensor)
+    fixed = decoding_bytes(config, 0)
+    assert fixed == round(2 * values, 6)
+    layers = [config.attention_at(layer) for layer in range(config.n_layers)]
+    used = {"expert": lambda k: 2 * k, "shared": lambda _: 2, "value_only": lambda k: 1 + k}
+    caches = sum(used[experts.kv](experts.top_k) if experts else 2 for experts in layers)
+    assert decoding_bytes(config, 8) - fixed == 2 * 8 * 12 * caches
+    assert decoding_bytes(config, 8, bytes_per_value=1) * 2 == decoding_bytes(config, 8)
 
 
 def test_training_bytes() -> None:

@@ -247,7 +247,7 @@ def test_noise_reaches_the_experts_that_sample() -> None:
 @every_config
 def test_a_cache_holds_the_bytes_that_costs_say(name: str) -> None:
     cache = Cache(CONFIGS[name], batch=1, capacity=10, dtype=torch.bfloat16)
-    tensors = [tensor for layer in cache.layers for tensor in (layer.keys_BSGC, layer.values_BSGX)]
+    tensors = [tensor for layer in cache.layers for tensor in (layer.keys_BGSC, layer.values_BGSX)]
     assert sum(tensor.nbytes for tensor in tensors) == 10 * cache_bytes_per_token(CONFIGS[name])
 
 

@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from bam_core.nn.losses import assignments, load_balancing_loss, next_token_loss, router_z_loss
+from bam_core.nn import losses
+from bam_core.nn.losses import (
+    assignments,
+    linear_next_token_loss,
+    load_balancing_loss,
+    next_token_loss,
+    router_z_loss,
+)
 from bam_core.nn.routing import GATES, Routing
 
 Loss = Callable[..., Tensor]
@@ -63,6 +70,42 @@ def test_next_token_loss_without_gradients_and_with_nothing_to_count() -> None:
     loss.backward()
     assert loss.item() == 0
     assert not logits_TV.grad.any()
+
+
+@pytest.mark.parametrize("values", [2**31, 40, 1], ids=["one product", "uneven parts", "a token each"])
+def test_the_loss_of_a_head_whose_logits_are_not_kept(monkeypatch: pytest.MonkeyPatch, values: int) -> None:
+    monkeypatch.setattr(losses, "VALUES_PER_PRODUCT", values)
+    hidden_BTD, weight_VD = randn(2, 5, 4).requires_grad_(), randn(9, 4, seed=1).requires_grad_()
+    targets_BT = torch.tensor([[0, -1, 6, 8, 2], [1, 2, -1, 3, 3]])
+    logits_NV = F.linear(hidden_BTD, weight_VD).flatten(0, 1)
+    expected = F.cross_entropy(logits_NV, targets_BT.flatten(), ignore_index=-1, reduction="sum") / 7
+    actual = linear_next_token_loss(hidden_BTD, weight_VD, targets_BT) / 7
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    found, wanted = (torch.autograd.grad(loss, (hidden_BTD, weight_VD)) for loss in (actual, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14)
+
+
+def test_parts_of_a_bf16_head_add_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """256 parts, each too small to change a sum in bf16."""
+    hidden_ND, weight_VD = torch.full((256, 8), 1.0).bfloat16(), torch.zeros(2, 8).bfloat16().requires_grad_()
+    monkeypatch.setattr(losses, "VALUES_PER_PRODUCT", 2)
+    loss = linear_next_token_loss(hidden_ND, weight_VD, torch.zeros(256, dtype=torch.int64))
+    (grad,) = torch.autograd.grad(loss / 256, weight_VD)
+    assert grad.dtype == torch.bfloat16
+    torch.testing.assert_close(grad, torch.tensor([[-0.5], [0.5]]).bfloat16().expand(2, 8), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_form_for_a_compiler_agrees_with_the_one_in_chunks(dtype: torch.dtype) -> None:
+    logits_NV = (3 * randn(600, 1001)).to(dtype)  # three chunks
+    targets_N = torch.arange(600) - 1
+    grads = [torch.empty_like(logits_NV), logits_NV.clone()]
+    in_chunks = losses._in_chunks(logits_NV, targets_N, grads[0])
+    at_once = losses._at_once(grads[1], targets_N, grads[1])
+    wide = dtype == torch.float64
+    torch.testing.assert_close(at_once, in_chunks, rtol=1e-12 if wide else 1e-5, atol=0)
+    torch.testing.assert_close(*grads, rtol=1e-12 if wide else 2**-7, atol=1e-15 if wide else 1e-9)
+    assert losses._at_once(logits_NV, targets_N, None) == at_once
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 4])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bam_core.evaluate.overlap import RUN, HeldOut, overlap_of_texts, words_of
+from bam_core.evaluate.overlap import RUN, HeldOut, Overlap, words_of
 
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A slow machine is no failure."""
@@ -24,6 +24,14 @@ LONG = " ".join(WORDS)
 def runs(text: str) -> list[tuple[str, ...]]:
     words = re.sub(r"[\W_]+", " ", text.casefold()).split()
     return [tuple(words[start : start + RUN]) for start in range(len(words) - RUN + 1)]
+
+
+def overlap_of_texts(held_out: Sequence[str], training: Mapping[str, Sequence[str]]) -> Overlap:
+    index = HeldOut({"texts": held_out})
+    for domain, documents in training.items():
+        for document in documents:
+            index.compare(domain, [document])
+    return index.found("texts")
 
 
 def naive_share(text: str, training: Sequence[str]) -> float:

@@ -14,9 +14,11 @@ import torch
 from bam_core import checkpoint
 from bam_core.card import Subject
 from bam_core.checkpoint import load_model, open_tensors, write_model
+from bam_core.config import Sparser
 from bam_core.data.packing import Rows
 from bam_core.data.shards import write_shards
 from bam_core.errors import StoreError
+from bam_core.nn.costs import params_total
 from bam_core.nn.lm import LM
 from pipelines.stages import training
 from tests.golden import runs
@@ -29,6 +31,7 @@ STARTS: dict[str, dict[str, Any]] = {
     "fresh": {"init_seed": 5, "model": MODEL.to_json()},
     "from an input": {"from": "mix"},
 }
+CHEAPER = {"from": "teacher", "sparser": {"top_k": 1, "kv": "shared"}}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,7 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
     write_model(
         found["mix"], MODEL, model.state_dict().items(), tokenizer=found["tokenizer"] / "tokenizer.json", card=""
     )
-    return found
+    return found | {"teacher": found["mix"]}
 
 
 def stage(
@@ -70,6 +73,7 @@ def stage(
         "pace": {"micro_batch_rows": 2, "strategy": strategy, "checkpoint_steps": 2},
         "subject": Subject("train.bam", "k" * 64, "A test.", MODEL, phase=PHASE.to_json()),
         "ancestors": {"tokens": 0, "flops": 0},
+        **({"distil": {"kl": 0.6, "gate": 0.1}} if "sparser" in start else {}),
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LM, "__init__", counted)
@@ -96,6 +100,19 @@ def test_two_ranks_write_the_model_that_one_writes(
         torch.testing.assert_close(found.get(name), expected.get(name), rtol=1e-3, atol=FLOAT32_ROUNDING, msg=name)
     assert load_model(two).config == MODEL
     assert not list(Path(tmp_path).rglob("bam-model-*"))
+
+
+def test_two_ranks_distil_as_one_does(tmp_path: Path, group: Ranks, inputs: dict[str, Path]) -> None:
+    """Each holds a whole teacher, none a whole student."""
+    (alone,) = group.run(stage, 1, tmp_path / "alone", inputs, CHEAPER, "ddp")
+    sharded = group.run(stage, 2, tmp_path / "sharded", inputs, CHEAPER, "fsdp")
+    assert [rank["values_held"] for rank in sharded] == [params_total(MODEL)] * 2
+    for figure in ("loss", "train_tokens", "train_flops", "params_total"):
+        assert sharded[0]["figures"][figure] == pytest.approx(alone["figures"][figure], rel=FLOAT32_ROUNDING), figure
+    student = load_model(tmp_path / "sharded" / "out")
+    assert student.config == Sparser.from_json(CHEAPER["sparser"]).config(MODEL)
+    for name, found in load_model(tmp_path / "alone" / "out").state_dict().items():
+        torch.testing.assert_close(student.state_dict()[name], found, rtol=1e-3, atol=FLOAT32_ROUNDING, msg=name)
 
 
 def cannot_write(rank: int, world: int, folder: Path, inputs: dict[str, Path]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ from bam_core.nn.lm import LM, init_weights
 from bam_core.nn.losses import load_balancing_loss
 from bam_core.train.loop import Pace, train
 from bam_core.train.optim import Optimizer, learning_rate
+from bam_core.train.state import State
 from bam_core.train.step import accumulate_gradient
 
 
@@ -34,6 +36,29 @@ def test_resumed_run_ends_bit_identical(tmp_path: Path, model: ModelConfig, dtyp
 
     assert masters(resumed) == masters(whole)
     assert json.dumps(resumed_progress.history) == json.dumps(whole_progress.history)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint of step 5 is written in step 7 at the earliest, and holds nothing of it."""
+    pace, later, write = Pace(micro_batch_rows=4, checkpoint_steps=5), threading.Event(), State.write
+
+    class Steps(RandomRows):
+        def batch(self, step: int, rows_per_batch: int) -> np.ndarray:
+            if step == 7:
+                later.set()
+            return super().batch(step, rows_per_batch)
+
+    def slowly(state: State, folder: Path) -> None:
+        assert later.wait(60), "training waits for its checkpoint"
+        write(state, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(State, "write", slowly)
+        with pytest.raises(KeyboardInterrupt):
+            train(fresh(MIXTURE), Steps(), PHASE, Worker(tmp_path / "b", die_at=5), pace)
+    resumed, _ = train(fresh(MIXTURE, seed=9), RandomRows(), PHASE, Worker(tmp_path / "b"), pace)
+    whole, _ = train(fresh(MIXTURE), RandomRows(), PHASE, Worker(tmp_path / "a"), pace)
+    assert masters(resumed) == masters(whole)
 
 
 def test_history_covers_every_step_once(tmp_path: Path) -> None:

@@ -6,17 +6,19 @@ import gc
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from upcycle_models import DENSE, NAMES, InMemory, dense_models, mix
 
-from bam_core.checkpoint import tensor_sha256
+from bam_core.checkpoint import open_tensors, read_digests, tensor_sha256, write_model
 from bam_core.nn.lm import LM, init_weights
 from bam_core.nn.shapes import tensor_shapes
 from bam_core.upcycle.apply import coverage, upcycle
-from bam_core.upcycle.variants import VARIANTS, MergeSpec, Variant, mixture_config, rules_for, variant_sources
+from bam_core.upcycle.variants import VARIANTS, FFNSpec, MergeSpec, Variant, mixture_config, rules_for, variant_sources
 
 EXPERT_TENSORS = {
     "bam": {"attn.w_q", "attn.w_k", "attn.w_v", "attn.w_o", "ffn.w_gate", "ffn.w_up", "ffn.w_down"},
@@ -176,6 +178,36 @@ def test_provenance_says_where_each_tensor_came_from() -> None:
         "init": "random",
         "sha256": tensor_sha256(made["blocks.0.attn.router"]),
     }
+
+
+def test_sums_that_are_known_are_taken_and_others_made() -> None:
+    """Those of a model's own tensors; what the mixture's come to is always what was made."""
+    sources, target = dense_models(), mixture_config(DENSE, NAMES, BAM)
+    hashed: dict[str, Any] = {}
+    made = mix(BAM, sources, provenance=hashed)
+    known = {name: {tensor: f"{name}'s {tensor}" for tensor in source.names()} for name, source in sources.items()}
+    del known["law"], known["code"]["blocks.1.ffn.w_up"]
+    told: dict[str, Any] = {}
+    again = dict(upcycle(target, BAM_RULES, sources, 0, told, digests=known))
+    assert all(torch.equal(tensor, made[name]) for name, tensor in again.items())
+    for name, entry in told.items():
+        assert entry["sha256"] == hashed[name]["sha256"]
+        for part, by_hand in zip(entry["from"], hashed[name]["from"], strict=True):
+            assert part["sha256"] == known.get(part["expert"], {}).get(part["tensor"], by_hand["sha256"])
+
+
+@pytest.mark.parametrize("scale", ["none", "experts"])
+def test_sums_are_of_what_was_written(tmp_path: Path, scale: Any) -> None:
+    """Column groups, copies, factors: whatever the parts in which a tensor is hashed while it is made."""
+    variant = replace(BAM, ffn=FFNSpec(split=2, top_k=2, scale=scale, experts=(*NAMES, "law")))
+    sources, made = dense_models(), dict[str, Any]()
+    target = mixture_config(DENSE, NAMES, variant)
+    tensors = upcycle(target, rules_for(variant, target), sources, 0, made)
+    write_model(tmp_path, target, tensors, tokenizer=None, card=None, max_shard_bytes=3000, made=made)
+    stored = open_tensors(tmp_path)
+    sums = {name: tensor_sha256(stored.get(name)) for name in stored.names()}
+    assert read_digests(tmp_path) == sums == {name: entry["sha256"] for name, entry in sorted(made.items())}
+    assert any("factor" in entry for entry in made.values()) == (scale == "experts")
 
 
 MERGED_SOUPS = {

@@ -16,7 +16,7 @@ KILL_POINTS = {
     "outputs of the tokenizer moved, no record": KillPoint("os.rename", "tokenizer/*/record.json"),
     "one of two shards moved": KillPoint("os.rename", "data.code/*/valid/00000.arrow"),
     "the lease of the seed taken, nothing else": KillPoint("os.mkdir", "seed/*/attempts/0001"),
-    "a checkpoint's tensors written, its facts not": KillPoint("open", "seed-*/*/saving-*/state.json"),
+    "a checkpoint's tensors moved, its facts not": KillPoint("os.rename", "seed-*/*/saving-*/state.json"),
     "a checkpoint written, not named": KillPoint("os.rename", "seed-*/*/step-000005"),
     "an old checkpoint half removed": KillPoint("os.remove", "state.*", n=2),  # rmtree's names are relative
     "the seed recorded, its checkpoints still there": KillPoint("shutil.rmtree", "training/seed-*"),

@@ -59,6 +59,6 @@ def test_flops_are_the_products_that_run(name: str, agree: Agreement) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_cache_bytes_are_those_of_its_tensors(name: str, agree: Agreement) -> None:
     cache = Cache(CONFIGS[name], 1, 1, torch.bfloat16)
-    tensors = [tensor for layer in cache.layers for tensor in (layer.keys_BSGC, layer.values_BSGX)]
+    tensors = [tensor for layer in cache.layers for tensor in (layer.keys_BGSC, layer.values_BGSX)]
     in_tensors = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     agree(torch.tensor(costs.cache_bytes_per_token(CONFIGS[name])), torch.tensor(in_tensors), 0.0)

@@ -10,6 +10,7 @@ from pipelines import bam
 from pipelines.matching import mixture_phases
 from pipelines.recipe import load_recipe
 
+ALL_PHASES = bam.trainings
 DIGESTS = {domain: domain * 8 for domain in ("general", "code", "law", "math")}
 
 
@@ -42,6 +43,14 @@ def test_the_whole_method() -> None:
     assert pipeline["mix.bam"].config["domains"] == ["general", "code", "law", "math"]
     assert pipeline["mix.bam"].config["experts"][0] == ["general", "seed"]
     assert set(pipeline["expert.law"].inputs) == {"seed", "data.law", "data.general"}
+
+
+def test_work_grows_with_the_stages_and_not_with_their_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stage's phase comes from one table of all phases: made once for a seed, not once for a stage."""
+    made = []
+    monkeypatch.setattr(bam, "trainings", lambda recipe: made.append(recipe.seed) or ALL_PHASES(recipe))
+    bam.build(load_recipe("quickstart", ["seeds=[3, 5]"]), DIGESTS)
+    assert made == [3, 5]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from bam_core.errors import InvalidInput
 from bam_core.graph.key import pipeline_keys
 from pipelines import bam
 from pipelines.recipe import load_recipe
+from pipelines.recipe.study import value_at
 from tests.e2e.kit import merged, recipe_dict, write_recipe, write_texts
 
 SHIPPED = ("table1", "table4", "table5", "table6", "core", "experts", "merges", "schedules", "domains", "smoke")
@@ -71,6 +72,11 @@ def test_a_study_enters_no_key(tmp_path: Path) -> None:
         ({"claims": [{"model": "bam", "below": "seed"}]}, ["study.t.claims.0.below", "'seed'", "no row"]),
         ({"rows": {}, "claims": []}, ["study.t.rows", "at least one row"]),
         ({"tittle": "x"}, ["study.t.tittle", "title"]),
+        ({"kind": "margins", "claims": []}, ["study.t.claims", "at least one claim"]),
+        ({"kind": "margin"}, ["study.t.kind", "'margin'"]),
+        ({"kind": "margins", "setting": "phases.exprt.tokens"}, ["study.t.setting", "'phases.exprt.tokens'", "no key"]),
+        ({"kind": "margins", "setting": "name.x"}, ["study.t.setting", "'name.x'", "no key"]),
+        ({"setting": "phases.expert.tokens"}, ["study.t.setting", "kind: margins"]),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, change: dict[str, Any], words: list[str]) -> None:
@@ -81,6 +87,16 @@ def test_what_is_wrong_is_named(tmp_path: Path, change: dict[str, Any], words: l
         load_recipe(str(tmp_path / "r.yaml"))
     for word in words:
         assert word in str(error.value)
+
+
+def test_the_value_of_a_setting_is_the_recipes(tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    margins = {"kind": "margins", "setting": "phases.expert.tokens"}
+    recipe = load_recipe(
+        str(write_recipe(tmp_path / "r.yaml", recipe_dict(tmp_path) | {"study": {"t": TABLE | margins}}))
+    )
+    assert value_at(recipe, "phases.expert.tokens") == recipe.phases.expert.tokens
+    assert value_at(recipe, "variants.bam.ffn.top_k") == 1
 
 
 def test_several_bases_are_laid_one_over_the_other(tmp_path: Path) -> None:

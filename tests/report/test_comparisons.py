@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import xml.etree.ElementTree as ET
+from math import exp, inf, log
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_table_has_the_digits_of_the_comparisons(tmp_path: Path):
         assert row["documents"] == str(4 * N_DOCUMENTS)
         assert float(row["difference.law"]) == in_law.difference
         assert float(row["high.law"]) == in_law.high
-    assert {row["word"] for row in found.values()} == {"better", "worse"}
+    assert {row["word"] for row in found.values()} == {"better", "worse", "not distinguishable"}
 
 
 def test_page_tells_how_to_read_it(tmp_path: Path):
@@ -105,7 +106,16 @@ def test_page_tells_how_to_read_it(tmp_path: Path):
     assert '<a href="#comparisons">' in page
     assert "the interval over documents and 3 seeds, at 95%" in page
     assert "there are 3 comparisons" in page
-    assert "means over the seeds 0, 1, 2" in page
+
+
+def test_page_says_what_is_of_all_seeds_and_what_of_the_first(tmp_path: Path):
+    models = {name: value | {"seeds": [0, 1, 2]} for name, value in fake_run().perplexity["models"].items()}
+    build_report(compared_run(perplexity={"models": models}), tmp_path / "three")
+    page = (tmp_path / "three" / "report.html").read_text()
+    assert "the geometric mean over the seeds 0, 1, 2" in page
+    assert page.count("Of the first seed, 0.") == 3, "training, step 0, routing"
+    build_report(compared_run(1), tmp_path / "one")
+    assert "first seed" not in (tmp_path / "one" / "report.html").read_text()
 
 
 def test_one_seed_says_that_the_interval_is_over_documents_only(tmp_path: Path):
@@ -128,7 +138,7 @@ def test_perplexity_table_marks_who_is_as_good_as_the_best():
     near = {model: dict(value) for model, value in fake_run().perplexity["models"].items()}
     bam = {domain: np.copy(nll) for domain, nll in documents().nll["train.bam"].items()}
     scores = documents()
-    scores.nll["train.btx"].update({domain: nll * 1.0001 for domain, nll in bam.items()})
+    scores.nll["train.btx"].update({domain: np.roll(nll, 1, 0) * 1.0001 for domain, nll in bam.items()})
     inputs = compared_run(documents=scores, perplexity={"models": near})
     compared = compare_models(inputs)
     found = rows(with_intervals(perplexity_table(inputs), compared).csv())
@@ -261,12 +271,15 @@ def test_a_missing_column_is_named(tmp_path: Path):
 def test_figures_of_seeds_become_their_mean():
     found = mean_over_seeds(
         [
-            {"models": {"a": {"average_perplexity": p, "tokens": 5, "seeds": [s], "name": "x"}}}
-            for s, p in ((0, 2.0), (1, 4.0))
+            {"models": {"a": {"average_perplexity": p, "nll": log(p), "tokens": 5, "seeds": [s], "name": "x"}}}
+            for s, p in ((0, 2.0), (1, 8.0))
         ]
     )
-    assert found == {"models": {"a": {"average_perplexity": 3.0, "tokens": 5, "seeds": [0, 1], "name": "x"}}}
+    its = found["models"]["a"]
+    assert its == {"average_perplexity": pytest.approx(4), "nll": log(4), "tokens": 5, "seeds": [0, 1], "name": "x"}
+    assert its["average_perplexity"] == pytest.approx(exp(its["nll"])), "the perplexity of the mean loss"
     assert mean_over_seeds([{"a": 1}]) == {"a": 1}
+    assert mean_over_seeds([{"perplexity": 2.0}, {"perplexity": inf}]) == {"perplexity": inf}
 
 
 def test_reads_the_evaluations_of_all_seeds(tmp_path: Path):
@@ -279,6 +292,6 @@ def test_reads_the_evaluations_of_all_seeds(tmp_path: Path):
         "r", evaluate=tmp_path / "evaluate", models={}, other_seeds=[tmp_path / "evaluate.s1"], baselines=["train.btx"]
     )
     assert read.documents.seeds == (0, 1)
-    assert read.models["train.bam"]["average_perplexity"] == 2.5
+    assert read.models["train.bam"]["average_perplexity"] == pytest.approx(6**0.5)
     assert read.models["train.bam"]["seeds"] == [0, 1]
     assert compare_models(read).all[0].seeds == (0, 1)

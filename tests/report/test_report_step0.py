@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipelines.report import ReportInputs, build_report, formats
-from pipelines.report.step0 import data_tables, steps_zero, summary_table
+from pipelines.report.step0 import data_tables, steps_zero, summary_table, warnings_of
 from pipelines.report.tables import Table
 from tests.report.fakes import DOMAINS, fake_run
 
@@ -106,6 +106,18 @@ def test_distance_map_has_a_row_per_layer_and_a_column_per_domain():
 def test_domains_come_in_the_order_of_the_run():
     inputs = fake_run(domains=("math", "general", "law", "code"))
     assert [c.title for c in steps_zero(inputs)[0].perplexity.page_columns][1:5] == ["math", "general", "law", "code"]
+
+
+def test_a_warning_of_several_mixtures_is_told_once():
+    mixes = deepcopy(dict(fake_run().mixes))
+    for mix in mixes.values():
+        mix["receipt"]["step0"]["warnings"] = ["copies <b>tie</b>."]
+    mixes["mix.btx"]["receipt"]["step0"]["warnings"].append("another")
+    found = [str(line) for line in warnings_of(steps_zero(fake_run(mixes=mixes)))]
+    assert found == [
+        "<code>mix.bam</code> and <code>mix.btx</code>: copies &lt;b&gt;tie&lt;/b&gt;.",
+        "<code>mix.btx</code>: another.",
+    ]
 
 
 def test_unknown_figures_are_dashes_and_never_best(tmp_path: Path):

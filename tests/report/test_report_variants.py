@@ -49,6 +49,19 @@ def texts(panel: Panel, class_: str = "") -> list[str]:
 SIX = ["general", "code", "law", "math", "general#2", "general#3"]
 
 
+def test_what_there_is_too_much_of_is_folded(tmp_path: Path):
+    few, found = fake_run(), deepcopy(fake_run().routing)
+    found["models"] |= {f"train.b{place}": found["models"]["train.bam"] for place in range(9)}
+    pages = []
+    for name, inputs in (("few", few), ("many", fake_run(routing=found, costs=few.costs * 4))):
+        build_report(inputs, tmp_path / name)
+        pages.append((tmp_path / name / "report.html").read_text())
+    for what in ("<code>train.bam</code>, FFN router: share of tokens, in percent", "Each stage"):
+        assert [f"<h3>{what}</h3>" in page for page in pages] == [True, False]
+        assert [f"<details><summary>{what}</summary>" in page for page in pages] == [False, True]
+    assert [page.count("<svg") for page in pages] == [pages[0].count("<svg"), pages[0].count("<svg") + 9 * 8]
+
+
 def test_copies_have_columns_of_their_own_all_outlined_as_their_domains():
     even = [[1 / 6] * 6] * 2
     general, code, *_ = ffn_panels(with_ffn(SIX, even))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from bam_core.evaluate.resample import DocumentScores
 from pipelines.recipe.study import Claim, Row, StudyTable
+from pipelines.report.formats import gain
+from pipelines.results.markdown import margin
 from pipelines.results.page import between_marks, page, summary
-from pipelines.results.tables import Evaluated, paper_difference, study_tables
+from pipelines.results.tables import Evaluated, ShownTable, paper_difference, study_tables
 
 DOMAINS = ("general", "law")
 LOSS = {"train.bam": 2.0, "train.btx": 2.1, "train.other": 2.05, "seed": 3.0}
@@ -103,7 +107,7 @@ def test_the_page_has_every_number_and_whence_it_came() -> None:
     ):
         assert word in text, word
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in lines if "parameters |" in line or "5.62M" in line} == {9}
+    assert {line.count("|") for line in lines if "parameters (active)" in line or "5.62M" in line} == {9}
     assert text == page([(found, study_tables({"t": TABLE}, found))])
 
 
@@ -111,7 +115,61 @@ def test_it_says_so_where_the_paper_is_not_found() -> None:
     table = TABLE.model_copy(update={"claims": [Claim(model="btx|other", below="bam")]})
     found = evaluated()
     text = page([(found, study_tables({"t": table}, found))])
-    assert "The paper has BTX 0.0% from BAM; the opposite is found here." in text
+    assert (
+        "- The paper has BTX 0.0% from BAM, a difference that the interval excludes; the opposite is found here: **+"
+        in text
+    )
+    assert "paper has" not in page([(found, study_tables({"t": TABLE.model_copy(update={"claims": []})}, found))])
+
+
+def test_it_begins_with_how_many_claims_of_each_table_hold() -> None:
+    found = evaluated()
+    text = page([(found, study_tables({"t": TABLE}, found))])
+    [line] = [line for line in text.splitlines() if "](#" in line]
+    assert (
+        line == "| [Equal \\| parameters (BAM, Table 5)](#equal--parameters-bam-table-5) | `study/table5` | 1 | 1 |  |"
+    )
+
+
+MARGINS = StudyTable(
+    title="Margin by expert tokens",
+    kind="margins",
+    setting="phases.expert.tokens",
+    rows=TABLE.rows,
+    claims=[Claim(model="bam", below="btx|other"), Claim(model="bam", below="seed")],
+)
+
+
+def of_recipe(name: str, tokens: int, noise: float) -> tuple[Evaluated, list[ShownTable]]:
+    found = replace(evaluated(noise), recipe=name, settings={"phases.expert.tokens": tokens})
+    return found, study_tables({"t": TABLE, "margins": MARGINS}, found)
+
+
+def test_margins_of_several_recipes_are_one_table() -> None:
+    shown = [of_recipe("short.yaml", 1_200_000, 0.01), of_recipe("long.yaml", 3_700_000, 0.02)]
+    text = page(shown)
+    assert text.count("## Margin by expert tokens") == 1
+    table = text.partition("## Margin by expert tokens")[2].partition("##")[0]
+    lines = [line.split(" | ") for line in table.splitlines() if line.startswith("|")]
+    assert lines[0] == ["| model", "`phases.expert.tokens`", "against BTX", "against seed", "recipe, seeds |"]
+    assert [line[1] for line in lines[2:4]] == ["1.20M", "3.70M"]
+    assert [line[-1] for line in lines[2:4]] == ["`short.yaml`, 3 |", "`long.yaml`, 3 |"]
+    for line, (_, tables) in zip(lines[2:4], shown, strict=True):
+        assert line[2:4] == [margin(claim.comparison) for claim in tables[1].claims]
+    assert lines[4] == ["| the paper", "", "0.0%", "", " |"]
+
+
+def test_equal_titles_of_several_recipes_are_told_apart() -> None:
+    text = page([of_recipe("short.yaml", 1_200_000, 0.01), of_recipe("long.yaml", 3_700_000, 0.02)])
+    headings = [line for line in text.splitlines() if line.startswith("## Equal")]
+    assert headings == [f"## Equal | parameters (BAM, Table 5), {name}.yaml" for name in ("short", "long")]
+
+
+def test_a_margin_is_bold_where_it_is_clear_of_zero() -> None:
+    its = study_tables({"t": TABLE}, evaluated())[0].claims[0].comparison
+    assert margin(its).startswith(f"**{gain(its.difference)}** [")
+    assert not margin(replace(its, corrected_p=0.5)).startswith("**")
+    assert margin(replace(its, corrected_high=30.0)).endswith(", \u00d731]")
 
 
 def test_names_cannot_break_the_table() -> None:
@@ -127,7 +185,7 @@ def test_the_readmes_table_goes_between_its_marks() -> None:
     readme = "before\n<!-- results -->\nold\n<!-- /results -->\nafter\n"
     changed = between_marks(readme, "results", claims)
     assert changed is not None
-    assert changed.startswith("before\n<!-- results -->\n| claim |")
+    assert changed.startswith("before\n<!-- results -->\n| table | claimed lower |")
     assert changed.endswith("<!-- /results -->\nafter\n")
     assert "old" not in changed
     assert between_marks(changed, "results", claims) == changed

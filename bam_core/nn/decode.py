@@ -1,0 +1,290 @@
+"""A model laid out for inference: what `LM` computes in evaluation, to rounding, in less time.
+
+One new token a row reads every weight for a few vectors, so time goes into reading weights, and into the number of
+calls. Against `LM`, whose layout is made for training:
+
+- queries, keys and values are one matrix, with rotary pairs as halves (the same scores, whatever the pairs were)
+- several rows: every matrix is packed, once, as oneDNN's kernel reads it; its products apply SwiGLU's activation too
+- one row: matrix-vector products; the matrices that write to the residual stream are copied so that D comes first
+- of FFN experts only the chosen are called; of attention experts only those for which some row has a gate, where a
+  threshold or a top-k leaves any out. Keys and values of all are made, since a later token may need them
+- in the last layer only the last position goes on, so a prompt is read with one output per row
+
+Nothing here is kept for a loss or a gradient. `tests/core/test_nn_decode.py` compares it with `LM`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bam_core.nn.attention import Attention, Cache, LayerCache, Rotary, attend
+from bam_core.nn.block import Block
+from bam_core.nn.layers import SwiGLU, apply_rotary, norm_channels, rotary_tables
+from bam_core.nn.lm import LM
+from bam_core.nn.moa import ATTEND, MixtureOfAttention
+from bam_core.nn.moe import MixtureOfExperts
+from bam_core.nn.routing import route, router_logits
+
+Layout = Callable[[Tensor], Tensor]
+"""From a matrix w_RI as it is stored to the same one as products read it."""
+
+LAID_OUT_FROM = 8
+"""Steps from which on a copy of the weights in another layout is worth its time."""
+
+
+class Decoder:
+    """The logits after each row's last token, of an LM in evaluation mode.
+
+    rows, steps: of the calls to come. From `LAID_OUT_FROM` steps on, matrices are copied when they are first used: for
+    several rows in bf16 on a CPU all, which is as much memory again; for one row the two of five that write. Other
+    weights are shared, so a decoder is for as long as they stay as they are.
+    """
+
+    def __init__(self, model: LM, *, rows: int, steps: int) -> None:
+        layout = _layout(model.embed.weight, rows, steps)
+        self.model = model
+        self._layers = [_Layer(block, layout) for block in model.blocks if isinstance(block, Block)]
+        self._head = None if model.config.is_routed("head") else _Product((model.head or model.embed).weight, layout)
+
+    @torch.no_grad()
+    def __call__(self, tokens_BT: Tensor, cache: Cache) -> Tensor:
+        """logits_BV of the last of `tokens_BT`, which follow the positions in `cache`; the cache grows by them.
+
+        All calls with one cache are of decoders, none of `LM`: the keys in it have their rotary pairs as halves.
+        """
+        model, config = self.model, self.model.config
+        assert not model.training, "a decoder is for a model in evaluation mode"
+        x_BTD, mix_BTE = model.start(tokens_BT, cache)
+        tables = rotary_tables(config.max_seq_len, config.rotary_dim, config.rope_theta, x_BTD.dtype, x_BTD.device)
+        positions = cache.positions(tokens_BT.shape[1])
+        rotary = (tables[0][positions], tables[1][positions])
+        for i, layer in enumerate(self._layers):
+            last_only = i == len(self._layers) - 1
+            x_BTD = layer(x_BTD, rotary, cache.layers[i], mix_BTE, last_only=last_only)
+        mix_B1E = mix_BTE[:, -1:] if mix_BTE is not None else None
+        hidden_BD = model.norm(x_BTD, mix_B1E)[:, 0]
+        if self._head is not None:
+            return self._head(hidden_BD)
+        return model.logits(hidden_BD, mix_B1E[:, 0] if mix_B1E is not None else None)
+
+
+def _layout(weight: Tensor, rows: int, steps: int) -> Layout:
+    if steps < LAID_OUT_FROM or weight.device.type != "cpu":
+        return _as_stored
+    if rows == 1:
+        return Tensor.contiguous
+    return _packed if _has_kernel(weight) else _as_stored
+
+
+def _as_stored(w_RI: Tensor) -> Tensor:
+    return w_RI
+
+
+def _packed(w_RI: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(w_RI)
+    return packed
+
+
+def _has_kernel(x: Tensor) -> bool:
+    """Whether oneDNN multiplies these, through the calls that torch has for its own compiler."""
+    bf16 = x.device.type == "cpu" and x.dtype == torch.bfloat16
+    return bf16 and torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+class _Product:
+    """x_NI -> x W^T, N rows. The matrix is laid out when it is first used: some experts never are."""
+
+    def __init__(self, w_RI: Tensor, layout: Layout) -> None:
+        self._stored_RI, self._layout = w_RI.detach(), layout
+        self._weight: Tensor | None = None
+        self._kernel = _has_kernel(w_RI)
+
+    @property
+    def weight(self) -> Tensor:
+        if self._weight is None:
+            self._weight = self._layout(self._stored_RI)
+        return self._weight
+
+    def _fused(self, n_rows: int) -> bool:
+        """torch's matrix-vector product is quicker where nothing is packed."""
+        return self._kernel and (n_rows > 1 or self.weight.is_mkldnn)
+
+    def __call__(self, x_NI: Tensor) -> Tensor:
+        if self._fused(len(x_NI)):
+            return self._pointwise(x_NI, "none")
+        if len(x_NI) == 1 and self.weight.is_contiguous():
+            return torch.mv(self.weight, x_NI[0]).unsqueeze(0)
+        return F.linear(x_NI, self.weight)
+
+    def silu(self, x_NI: Tensor) -> Tensor:
+        return self._pointwise(x_NI, "swish") if self._fused(len(x_NI)) else F.silu(self(x_NI), inplace=True)
+
+    def times(self, x_NI: Tensor, factor_NR: Tensor) -> Tensor:
+        if not self._fused(len(x_NI)):
+            return self(x_NI).mul_(factor_NR)
+        found: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x_NI, factor_NR, self.weight, None, "mul")
+        return found
+
+    def _pointwise(self, x_NI: Tensor, then: str) -> Tensor:
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(x_NI, self.weight, None, then, [], "")
+        return found
+
+
+class _Layer:
+    def __init__(self, block: Block, layout: Layout) -> None:
+        self._block = block
+        self._attention = _Attention(block.attn, layout)
+        self._ffn = (
+            _FFNExperts(block.ffn, layout) if isinstance(block.ffn, MixtureOfExperts) else _swiglu(block.ffn, layout)
+        )
+
+    def __call__(
+        self, x_BTD: Tensor, rotary: Rotary, cache: LayerCache, mix_BTE: Tensor | None, *, last_only: bool
+    ) -> Tensor:
+        """The residual stream after this layer; of each row's last position alone if last_only."""
+        block = self._block
+        asked = slice(-1, None) if last_only else slice(None)
+        h_BTD = (block.norm if block.parallel else block.attn_norm)(x_BTD, mix_BTE)
+        x_BTD = x_BTD[:, asked] + self._attention(h_BTD, rotary, cache, asked)
+        if block.parallel:
+            h_BTD = h_BTD[:, asked]
+        else:
+            h_BTD = block.ffn_norm(x_BTD, mix_BTE[:, asked] if mix_BTE is not None else None)
+        return x_BTD.add_(self._ffn(h_BTD.flatten(0, 1)).view_as(x_BTD))
+
+
+class _Attention:
+    """Dense is one expert without a gate."""
+
+    def __init__(self, module: Attention | MixtureOfAttention, layout: Layout) -> None:
+        self._module, self._config = module, module.config
+        experts = module.experts if isinstance(module, MixtureOfAttention) else None
+        self._kv, self._n_experts = (experts.kv, experts.n_experts) if experts is not None else ("expert", 1)
+        self._n_queries = module.w_q.flatten(0, -2).shape[0] // self._config.head_dim
+        self._n_keys = module.w_k.flatten(0, -2).shape[0] // self._config.head_dim
+        w_q, w_k, w_v = self._halves(module.w_q), self._halves(module.w_k), module.w_v
+        self._q_norm = self._halves(module.q_norm.unsqueeze(-1)).flatten() if module.q_norm is not None else None
+        self._k_norm = self._halves(module.k_norm.unsqueeze(-1)).flatten() if module.k_norm is not None else None
+        keys_values = (w_k.flatten(0, -2), w_v.flatten(0, -2))
+        sparse = experts is not None and (experts.top_k < experts.n_experts or experts.threshold > 0)
+        self._leaves_out = sparse and self._kv != "value_only"
+        if self._leaves_out:
+            self._keys_values = _Product(torch.cat(keys_values), layout)
+            self._queries = [_Product(w_RD, layout) for w_RD in w_q]
+            self._outputs = [_Product(w_RD.T, layout) for w_RD in module.w_o]
+        else:
+            self._all = _Product(torch.cat((w_q.flatten(0, -2), *keys_values)), layout)
+            self._output = _Product(module.w_o.flatten(0, -2).T, layout)
+
+    @torch.no_grad()
+    def _halves(self, w_RD: Tensor) -> Tensor:
+        """Rows so ordered that rotary pairs are (j, j + R/2): of queries and keys alike, so their scores stay."""
+        config = self._config
+        if config.rotary_pairs == "half":
+            return w_RD
+        channel = torch.arange(config.head_dim, device=w_RD.device)
+        turning = channel[: config.rotary_dim].view(-1, 2).T.flatten()
+        order = torch.cat((turning, channel[config.rotary_dim :]))
+        w_HCD = w_RD.view(*w_RD.shape[:-2], -1, config.head_dim, w_RD.shape[-1])
+        return w_HCD.index_select(-2, order).flatten(-3, -2)
+
+    def __call__(self, h_BTD: Tensor, rotary: Rotary, cache: LayerCache, asked: slice) -> Tensor:
+        """The output at the positions asked for; all go into the cache."""
+        gate_BTE = self._gates(h_BTD[:, asked])
+        if self._leaves_out:
+            assert gate_BTE is not None, "only a mixture leaves experts out"
+            return self._of_some(h_BTD, gate_BTE, rotary, cache, asked)
+        heads_BTHC = self._all(h_BTD.flatten(0, 1)).view(*h_BTD.shape[:2], -1, self._config.head_dim)
+        q_BTHC, k_BTGC, v_BTGC = heads_BTHC.tensor_split((self._n_queries, self._n_queries + self._n_keys), 2)
+        if self._q_norm is None:  # queries and keys are neighbours, and turn alike
+            turned_BTHC = self._turn(heads_BTHC[:, :, : self._n_queries + self._n_keys], None, rotary)
+            q_BTHC, k_BTGC = turned_BTHC[:, :, : self._n_queries], turned_BTHC[:, :, self._n_queries :]
+        else:
+            q_BTHC, k_BTGC = self._turn(q_BTHC, self._q_norm, rotary), self._turn(k_BTGC, self._k_norm, rotary)
+        o_BTEX = ATTEND[self._kv](q_BTHC[:, asked], k_BTGC, v_BTGC, cache, self._n_experts)
+        if gate_BTE is not None:
+            o_BTEX = o_BTEX * gate_BTE.unsqueeze(-1)
+        return self._output(o_BTEX.flatten(2).flatten(0, 1)).view(*o_BTEX.shape[:2], -1)
+
+    def _gates(self, h_BTD: Tensor) -> Tensor | None:
+        module = self._module
+        if not isinstance(module, MixtureOfAttention):
+            return None
+        routing = route(router_logits(h_BTD, module.router), module.experts, bias_E=module.router_bias)
+        return module.gates(routing).to(h_BTD.dtype)
+
+    def _turn(self, x_BTHC: Tensor, scale_R: Tensor | None, rotary: Rotary) -> Tensor:
+        """QK-norm, if there is one, and rotary embedding."""
+        config = self._config
+        if scale_R is not None:
+            x_BTHC = norm_channels(x_BTHC, scale_R.view(-1, config.head_dim), config.norm_eps, config.norm)
+        return apply_rotary(x_BTHC, *rotary)
+
+    def _of_some(self, h_BTD: Tensor, gate_BTE: Tensor, rotary: Rotary, cache: LayerCache, asked: slice) -> Tensor:
+        """Of the experts that some token here has a gate for; keys and values of all go into the cache."""
+        n_groups, head_dim = self._config.n_kv_heads, self._config.head_dim
+        heads_BTGC = self._keys_values(h_BTD.flatten(0, 1)).view(*h_BTD.shape[:2], -1, head_dim)
+        k_BTGC = self._turn(heads_BTGC[:, :, : self._n_keys], self._k_norm, rotary)
+        keys_BSGC, values_BSGC, mask_BTS = cache.append(k_BTGC, heads_BTGC[:, :, self._n_keys :])
+        mask_BTS = mask_BTS[:, asked] if mask_BTS is not None else None
+        rotary = (rotary[0][..., asked, :], rotary[1][..., asked, :])
+        h_BTD = h_BTD[:, asked]
+        y_BTD = torch.zeros_like(h_BTD)
+        for e in (gate_BTE != 0).flatten(0, 1).any(0).nonzero().flatten().tolist():
+            q_BTHC = self._queries[e](h_BTD.flatten(0, 1)).view(*h_BTD.shape[:2], -1, head_dim)
+            q_BTHC = self._turn(q_BTHC, self._of_expert(self._q_norm, e), rotary)
+            own = slice(e * n_groups, (e + 1) * n_groups) if self._kv == "expert" else slice(None)
+            o_BTHC = attend(q_BTHC, keys_BSGC[:, :, own], values_BSGC[:, :, own], mask_BTS)
+            gated_NX = (o_BTHC.flatten(2) * gate_BTE[..., e : e + 1]).flatten(0, 1)
+            y_BTD += self._outputs[e](gated_NX).view_as(y_BTD)
+        return y_BTD
+
+    def _of_expert(self, scale_R: Tensor | None, expert: int) -> Tensor | None:
+        return None if scale_R is None else scale_R.view(self._n_experts, -1)[expert]
+
+
+class _SwiGLU:
+    def __init__(self, w_gate_FD: Tensor, w_up_FD: Tensor, w_down_FD: Tensor, layout: Layout) -> None:
+        self._gate, self._up = _Product(w_gate_FD, layout), _Product(w_up_FD, layout)
+        self._down = _Product(w_down_FD.T, layout)
+
+    def __call__(self, x_ND: Tensor) -> Tensor:
+        return self._down(self._up.times(x_ND, self._gate.silu(x_ND)))
+
+
+def _swiglu(module: SwiGLU, layout: Layout) -> _SwiGLU:
+    return _SwiGLU(module.w_gate, module.w_up, module.w_down, layout)
+
+
+class _FFNExperts:
+    def __init__(self, module: MixtureOfExperts, layout: Layout) -> None:
+        self._module = module
+        stacks = zip(module.w_gate, module.w_up, module.w_down, strict=True)
+        self._experts = [_SwiGLU(*matrices, layout) for matrices in stacks]
+        self._shared = _swiglu(module.shared, layout) if module.shared is not None else None
+
+    def __call__(self, x_ND: Tensor) -> Tensor:
+        module = self._module
+        logits_NE = router_logits(x_ND, module.router)
+        routing = route(logits_NE, module.experts, bias_E=module.router_bias, balance_E=module.balance_bias)
+        weights_NK = (module.gain * routing.weights_NK).to(x_ND.dtype)
+        y_ND = (self._of_one if len(x_ND) == 1 else self._of_many)(x_ND, routing.experts_NK, weights_NK)
+        return y_ND if self._shared is None else y_ND + self._shared(x_ND)
+
+    def _of_one(self, x_1D: Tensor, experts_1K: Tensor, weights_1K: Tensor) -> Tensor:
+        """One token needs no sorting."""
+        outputs_KD = [self._experts[e](x_1D) for e in experts_1K[0].tolist()]
+        return weights_1K @ torch.cat(outputs_KD)
+
+    def _of_many(self, x_ND: Tensor, experts_NK: Tensor, weights_NK: Tensor) -> Tensor:
+        """Tokens sorted by expert; then every token's outputs are gathered, weighted and summed in one call."""
+        order_M = experts_NK.flatten().argsort(stable=True)
+        inverse_M = torch.empty_like(order_M).scatter_(0, order_M, torch.arange(len(order_M), device=order_M.device))
+        counts = experts_NK.flatten().bincount(minlength=len(self._experts)).tolist()
+        groups = torch.split(x_ND.index_select(0, order_M // experts_NK.shape[1]), counts)
+        y_MD = torch.cat([expert(x) for expert, x in zip(self._experts, groups, strict=True) if len(x)])
+        return F.embedding_bag(inverse_M.view_as(experts_NK), y_MD, per_sample_weights=weights_NK, mode="sum")

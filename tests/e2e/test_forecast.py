@@ -1,0 +1,39 @@
+"""What a finished store says of a plan's forecast: predicted beside measured, for every stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from tests.core.test_planner import DEVICE
+from tests.e2e.kit import STAGES, Place
+
+TRAINED = {"seed", "expert.code", "expert.law", "train.bam", "train.btx", "dense"}
+
+
+def test_predicted_beside_measured(finished: Place, tmp_path: Path) -> None:
+    (tmp_path / "calibration.json").write_text(json.dumps(DEVICE.to_json()))
+    node = {"name": "here", "cpus": 2, "memory": "16G", "calibration": "calibration.json"}
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump({"nodes": [node]}))
+    on = ("--on", str(tmp_path / "cluster.yaml"), "--compare")
+    answer = finished.plan(*on)
+    assert answer.status == 0, answer.err
+    stages = answer.json["forecast"]["stages"]
+    assert [stage["stage"] for stage in stages] == list(STAGES)
+    for stage in stages:
+        record = finished.record(stage["stage"])
+        assert stage["measured_s"] == record["ended"] - record["started"]
+        assert (stage["measured_bytes"] is not None) == (stage["stage"] in TRAINED)
+        assert stage["measured_bytes"] is None or stage["measured_bytes"] > 50e6
+    shown = finished.bam("plan", str(finished.recipe), *on).out
+    assert "together: predicted" in shown
+    assert json.loads(finished.bam("plan", str(finished.recipe), *on[:2], "--json").out)["forecast"]["stages"] == []
+
+
+def test_the_peak_is_in_the_record_and_in_no_file(finished: Place) -> None:
+    for stage in TRAINED:
+        assert finished.record(stage)["metrics"]["peak_memory_bytes"] > 0
+        texts = [path for path in finished.artifact(stage).iterdir() if path.suffix in (".json", ".md")]
+        assert [path.name for path in texts if b"peak_memory" in path.read_bytes()] == ["record.json"]
