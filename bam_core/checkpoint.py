@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +33,8 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000
+MIN_SYNCED_BYTES = 16_000_000
+"""A shard from this size on is brought to the disk at once: whoever commits it asks for that, and waits less."""
 
 
 class TensorSource(Protocol):
@@ -181,14 +185,21 @@ def write_model(
     digests: dict[str, str] = {}
     shards: list[list[str]] = []
     total_bytes = 0
-    for shard in _shards(tensors, max_shard_bytes):
-        assert shapes.keys().isdisjoint(shard), f"tensors given twice: {shapes.keys() & shard.keys()}"
-        _write_shard(folder / _part(len(shards)), shard)
-        shards.append(sorted(shard))
-        shapes |= {name: tuple(tensor.shape) for name, tensor in shard.items()}
-        digests |= {name: tensor_sha256(tensor) for name, tensor in shard.items() if made is None}
-        total_bytes += sum(tensor.nbytes for tensor in shard.values())
-        shard.clear()  # or it would stay alive while the next one fills
+    with ThreadPoolExecutor(1, "disk") as disk:
+        synced = []
+        for shard in _shards(tensors, max_shard_bytes):
+            assert shapes.keys().isdisjoint(shard), f"tensors given twice: {shapes.keys() & shard.keys()}"
+            part, shard_bytes = folder / _part(len(shards)), sum(tensor.nbytes for tensor in shard.values())
+            _write_shard(part, shard)
+            if shard_bytes >= MIN_SYNCED_BYTES:  # the disk works while the next one is made
+                synced.append(disk.submit(_bring_to_disk, part))
+            shards.append(sorted(shard))
+            shapes |= {name: tuple(tensor.shape) for name, tensor in shard.items()}
+            digests |= {name: tensor_sha256(tensor) for name, tensor in shard.items() if made is None}
+            total_bytes += shard_bytes
+            shard.clear()  # or it would stay alive while the next one fills
+    for part_is_there in synced:
+        part_is_there.result()
     _require_tensors(folder, config, shapes)
     digests |= {name: made[name]["sha256"] for name in shapes} if made is not None else {}
     for stale in folder.glob(f"{Path(WEIGHTS).stem}*.safetensors*"):
@@ -207,6 +218,14 @@ def _write_shard(path: Path, shard: dict[str, Tensor]) -> None:
     try:
         save_file(shard, path, metadata={"layout_version": str(LAYOUT_VERSION)})
     except SafetensorError as error:
+        raise StoreError(f"{path}: cannot be written ({error})") from error
+
+
+def _bring_to_disk(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    except OSError as error:
         raise StoreError(f"{path}: cannot be written ({error})") from error
 
 

@@ -7,7 +7,7 @@ several nodes send each other, an adopted expert.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from bam_core.config import ModelConfig
@@ -40,7 +40,7 @@ def works(
 ) -> dict[str, Work]:
     """Stage name -> what it does. texts: of `Recipe.texts`; bytes_per_token: of text, about."""
     counting = _Counting(recipe, texts, bytes_per_token)
-    return {stage.name: counting.work(stage) for stage in pipeline}
+    return {stage.name: replace(counting.work(stage), gpu=stage.resources.gpus > 0) for stage in pipeline}
 
 
 class _Counting:

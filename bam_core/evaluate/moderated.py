@@ -12,9 +12,9 @@ of the variance from seeds to that from documents varies far less from pair to p
     (d0 c v_p + d s_p^2) / (d0 + d), on d0 + d degrees of freedom, is what counts; the own s_p^2 where it is larger
 
 A pair that seeds move more than three times as far as its like (s_p^2 > 9 c v_p) is lent fewer degrees of freedom, the
-fewer the larger its s_p^2, so that what is quite unlike the others counts by itself. Under two seeds some of those that
-seeds move ten times as far happen to look quiet, and one interval in eight misses the truth; under three, one in twelve
-(`python -m tests.benchmarks.significance`): where a claim matters, take three seeds or more.
+fewer the larger its s_p^2, so that what is quite unlike the others counts by itself. Of pairs that seeds move ten times
+as far some happen to look quiet, so that of their intervals at 95% one in ten misses the truth, of two seeds one in
+eight (`python -m tests.benchmarks.significance`): where a claim matters, take three seeds or more.
 Source: Smyth (2004), "Linear models and empirical Bayes methods for assessing differential expression", section 6, with
 the prior in proportion to a covariate; there d0 is by moments, which log s^2 of one degree of freedom makes poor.
 """

@@ -30,6 +30,17 @@ class Schedule:
         self._fail_fast = fail_fast
         first: dict[str, Status] = {"reuse": "reused", "blocked": "skipped"}
         self._status = {name: first.get(d.action, "pending") for name, d in self._decisions.items()}
+        self._place = {name: place for place, name in enumerate(self._decisions)}
+        self._children: dict[str, list[str]] = {}
+        self._open = dict.fromkeys(self._decisions, 0)
+        """Of each stage, how much of what it waits for is not there yet: looking at all of them at every event would
+        cost the square of their number."""
+        for name, decision in self._decisions.items():
+            for parent in decision.after:
+                self._children.setdefault(parent, []).append(name)
+                self._open[name] += self._status[parent] != "reused"
+        self._n_running = 0
+        self._ready = {name for name, status in self._status.items() if status == "pending" and not self._open[name]}
         self._skip_orphans()
 
     @property
@@ -49,24 +60,30 @@ class Schedule:
 
         held: stages that another run is making at this moment; left out.
         """
-        room = self._max_parallel - self._count("running")
-        pending = [name for name, status in self._status.items() if status == "pending" and name not in held]
-        ready = [name for name in pending if self._is_ready(name)]
-        ready.sort(key=lambda name: self._decisions[name].action == "wait")
+        room = self._max_parallel - self._n_running
+        ready = [name for name in self._ready if name not in held]
+        ready.sort(key=lambda name: (self._decisions[name].action == "wait", self._place[name]))
         return [self._stages[name] for name in ready[: max(0, room)]]
 
     def started(self, name: str) -> None:
         assert self._status[name] == "pending", f"{name} is {self._status[name]}, not pending"
-        assert self._is_ready(name), f"{name} started before {self._decisions[name].after}"
-        assert self._count("running") < self._max_parallel, f"more than {self._max_parallel} run"
+        assert not self._open[name], f"{name} started before {self._decisions[name].after}"
+        assert self._n_running < self._max_parallel, f"more than {self._max_parallel} run"
         self._status[name] = "running"
+        self._ready.remove(name)
+        self._n_running += 1
 
     def done(self, name: str) -> None:
         self._end(name, "done")
+        for child in self._children.get(name, ()):
+            self._open[child] -= 1
+            if not self._open[child] and self._status[child] == "pending":
+                self._ready.add(child)
 
     def put_back(self, name: str) -> None:
         """It did not start after all, and may do so later."""
         self._end(name, "pending")
+        self._ready.add(name)
 
     def failed(self, name: str) -> list[str]:
         """Returns the stages that will not run because of it."""
@@ -78,12 +95,7 @@ class Schedule:
     def _end(self, name: str, status: Status) -> None:
         assert self._status[name] == "running", f"{name} is {self._status[name]}, not running"
         self._status[name] = status
-
-    def _count(self, wanted: Status) -> int:
-        return sum(status == wanted for status in self._status.values())
-
-    def _is_ready(self, name: str) -> bool:
-        return all(self._status[parent] in ("done", "reused") for parent in self._decisions[name].after)
+        self._n_running -= 1
 
     def _skip_orphans(self) -> list[str]:
         """Skip what waits for something that will never be done; decisions are in the pipeline's order."""
@@ -98,4 +110,5 @@ class Schedule:
         skipped = list(names)
         for name in skipped:
             self._status[name] = "skipped"
+            self._ready.discard(name)
         return skipped

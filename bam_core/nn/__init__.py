@@ -2,7 +2,8 @@
 
 Reading order: `layers` (norm, rotary, SwiGLU, vocabulary), `attention`, `routing` (a router is a pure
 function), `moa` (mixture of attention), `moe` (FFN experts), `shared` (what experts share), `block`, `lm`; then
-`losses`, `generate` and `costs`.
+`losses`, `rms` and `grouped` (what a CPU computes faster), `products`, `decode` (the model laid out for inference),
+`generate` and `costs`.
 
 The suffix of a tensor's name is its logical shape:
 

@@ -156,11 +156,30 @@ def project(x_BTD: Tensor, w_RD: Tensor, head_dim: int) -> Tensor:
 
 
 def project_rotary(x_BTD: Tensor, w_RD: Tensor, scale_R: Tensor | None, rotary: Rotary, config: ModelConfig) -> Tensor:
-    """Queries or keys in heads: `project`, QK-norm with `scale_R` if there is one, then rotary embedding."""
-    x_BTHC = project(x_BTD, w_RD, config.head_dim)
+    """Queries or keys in heads: `project`, QK-norm with `scale_R` if there is one, then rotary embedding.
+
+    Channels come in the order of `half_pairs`.
+    """
+    x_BTHC = project(x_BTD, half_pairs(w_RD, config), config.head_dim)
     if scale_R is not None:
+        scale_R = half_pairs(scale_R.unsqueeze(-1), config).squeeze(-1)
         x_BTHC = norm_channels(x_BTHC, scale_R.view(-1, config.head_dim), config.norm_eps, config.norm)
-    return apply_rotary(x_BTHC, *rotary, config.rotary_pairs)
+    return apply_rotary(x_BTHC, *rotary)
+
+
+def half_pairs(w_RD: Tensor, config: ModelConfig) -> Tensor:
+    """Rows so ordered that the rotary pairs of each head are (j, j + R/2): of queries and keys alike, so scores stay.
+
+    A matrix is reordered in far less time than the queries and keys that it makes.
+    """
+    if config.rotary_pairs == "half":
+        return w_RD
+    w_HCD = w_RD.view(*w_RD.shape[:-2], -1, config.head_dim, w_RD.shape[-1])
+    pairs_HR2D = w_HCD[..., : config.rotary_dim, :].reshape(*w_HCD.shape[:-2], -1, 2, w_RD.shape[-1])
+    turning_HCD = pairs_HR2D.transpose(-3, -2).flatten(-3, -2)
+    if config.rotary_dim < config.head_dim:
+        turning_HCD = torch.cat((turning_HCD, w_HCD[..., config.rotary_dim :, :]), -2)
+    return turning_HCD.flatten(-3, -2)
 
 
 class Attention(nn.Module):

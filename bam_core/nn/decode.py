@@ -15,40 +15,33 @@ Nothing here is kept for a loss or a gradient. `tests/core/test_nn_decode.py` co
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bam_core.nn.attention import Attention, Cache, LayerCache, Rotary, attend
 from bam_core.nn.block import Block
-from bam_core.nn.layers import SwiGLU, apply_rotary, norm_channels, rotary_tables
+from bam_core.nn.layers import apply_rotary, norm_channels, rotary_tables
 from bam_core.nn.lm import LM
 from bam_core.nn.moa import ATTEND, MixtureOfAttention
 from bam_core.nn.moe import MixtureOfExperts
+from bam_core.nn.products import Layout, Product, SwiGLUProduct, layout_for, swiglu
 from bam_core.nn.routing import route, router_logits
-
-Layout = Callable[[Tensor], Tensor]
-"""From a matrix w_RI as it is stored to the same one as products read it."""
-
-LAID_OUT_FROM = 8
-"""Steps from which on a copy of the weights in another layout is worth its time."""
 
 
 class Decoder:
     """The logits after each row's last token, of an LM in evaluation mode.
 
-    rows, steps: of the calls to come. From `LAID_OUT_FROM` steps on, matrices are copied when they are first used: for
-    several rows in bf16 on a CPU all, which is as much memory again; for one row the two of five that write. Other
-    weights are shared, so a decoder is for as long as they stay as they are.
+    rows, steps: of the calls to come. Queries, keys and values are copied. For many steps (`products.LAID_OUT_FROM`)
+    matrices are copied when they are first used: for several rows in bf16 on a CPU all, which is as much memory again;
+    for one row those that write. Other weights are shared, so a decoder is for as long as they stay as they are.
     """
 
     def __init__(self, model: LM, *, rows: int, steps: int) -> None:
-        layout = _layout(model.embed.weight, rows, steps)
+        layout = layout_for(model.embed.weight, rows, steps)
         self.model = model
         self._layers = [_Layer(block, layout) for block in model.blocks if isinstance(block, Block)]
-        self._head = None if model.config.is_routed("head") else _Product((model.head or model.embed).weight, layout)
+        self._head = None if model.config.is_routed("head") else Product((model.head or model.embed).weight, layout)
 
     @torch.no_grad()
     def __call__(self, tokens_BT: Tensor, cache: Cache) -> Tensor:
@@ -72,74 +65,12 @@ class Decoder:
         return model.logits(hidden_BD, mix_B1E[:, 0] if mix_B1E is not None else None)
 
 
-def _layout(weight: Tensor, rows: int, steps: int) -> Layout:
-    if steps < LAID_OUT_FROM or weight.device.type != "cpu":
-        return _as_stored
-    if rows == 1:
-        return Tensor.contiguous
-    return _packed if _has_kernel(weight) else _as_stored
-
-
-def _as_stored(w_RI: Tensor) -> Tensor:
-    return w_RI
-
-
-def _packed(w_RI: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(w_RI)
-    return packed
-
-
-def _has_kernel(x: Tensor) -> bool:
-    """Whether oneDNN multiplies these, through the calls that torch has for its own compiler."""
-    bf16 = x.device.type == "cpu" and x.dtype == torch.bfloat16
-    return bf16 and torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-class _Product:
-    """x_NI -> x W^T, N rows. The matrix is laid out when it is first used: some experts never are."""
-
-    def __init__(self, w_RI: Tensor, layout: Layout) -> None:
-        self._stored_RI, self._layout = w_RI.detach(), layout
-        self._weight: Tensor | None = None
-        self._kernel = _has_kernel(w_RI)
-
-    @property
-    def weight(self) -> Tensor:
-        if self._weight is None:
-            self._weight = self._layout(self._stored_RI)
-        return self._weight
-
-    def _fused(self, n_rows: int) -> bool:
-        """torch's matrix-vector product is quicker where nothing is packed."""
-        return self._kernel and (n_rows > 1 or self.weight.is_mkldnn)
-
-    def __call__(self, x_NI: Tensor) -> Tensor:
-        if self._fused(len(x_NI)):
-            return self._pointwise(x_NI, "none")
-        if len(x_NI) == 1 and self.weight.is_contiguous():
-            return torch.mv(self.weight, x_NI[0]).unsqueeze(0)
-        return F.linear(x_NI, self.weight)
-
-    def silu(self, x_NI: Tensor) -> Tensor:
-        return self._pointwise(x_NI, "swish") if self._fused(len(x_NI)) else F.silu(self(x_NI), inplace=True)
-
-    def times(self, x_NI: Tensor, factor_NR: Tensor) -> Tensor:
-        if not self._fused(len(x_NI)):
-            return self(x_NI).mul_(factor_NR)
-        found: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x_NI, factor_NR, self.weight, None, "mul")
-        return found
-
-    def _pointwise(self, x_NI: Tensor, then: str) -> Tensor:
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(x_NI, self.weight, None, then, [], "")
-        return found
-
-
 class _Layer:
     def __init__(self, block: Block, layout: Layout) -> None:
         self._block = block
         self._attention = _Attention(block.attn, layout)
         self._ffn = (
-            _FFNExperts(block.ffn, layout) if isinstance(block.ffn, MixtureOfExperts) else _swiglu(block.ffn, layout)
+            _FFNExperts(block.ffn, layout) if isinstance(block.ffn, MixtureOfExperts) else swiglu(block.ffn, layout)
         )
 
     def __call__(
@@ -164,33 +95,44 @@ class _Attention:
         self._module, self._config = module, module.config
         experts = module.experts if isinstance(module, MixtureOfAttention) else None
         self._kv, self._n_experts = (experts.kv, experts.n_experts) if experts is not None else ("expert", 1)
-        self._n_queries = module.w_q.flatten(0, -2).shape[0] // self._config.head_dim
-        self._n_keys = module.w_k.flatten(0, -2).shape[0] // self._config.head_dim
-        w_q, w_k, w_v = self._halves(module.w_q), self._halves(module.w_k), module.w_v
-        self._q_norm = self._halves(module.q_norm.unsqueeze(-1)).flatten() if module.q_norm is not None else None
-        self._k_norm = self._halves(module.k_norm.unsqueeze(-1)).flatten() if module.k_norm is not None else None
-        keys_values = (w_k.flatten(0, -2), w_v.flatten(0, -2))
+        w_q, w_k, w_v = (w.detach().flatten(0, -2) for w in (module.w_q, module.w_k, module.w_v))
+        self._n_queries, self._n_keys = len(w_q) // self._config.head_dim, len(w_k) // self._config.head_dim
+        self._q_norm, self._k_norm = (
+            norm.detach().flatten()[self._order(norm.numel(), norm.device)] if norm is not None else None
+            for norm in (module.q_norm, module.k_norm)
+        )
         sparse = experts is not None and (experts.top_k < experts.n_experts or experts.threshold > 0)
         self._leaves_out = sparse and self._kv != "value_only"
         if self._leaves_out:
-            self._keys_values = _Product(torch.cat(keys_values), layout)
-            self._queries = [_Product(w_RD, layout) for w_RD in w_q]
-            self._outputs = [_Product(w_RD.T, layout) for w_RD in module.w_o]
+            queries = self._side_by_side((w_q, True)).chunk(self._n_experts)
+            self._keys_values = Product(self._side_by_side((w_k, True), (w_v, False)), layout)
+            self._queries = [Product(w_RD, layout) for w_RD in queries]
+            self._outputs = [Product(w_RD.T, layout) for w_RD in module.w_o]
         else:
-            self._all = _Product(torch.cat((w_q.flatten(0, -2), *keys_values)), layout)
-            self._output = _Product(module.w_o.flatten(0, -2).T, layout)
+            self._all = Product(self._side_by_side((w_q, True), (w_k, True), (w_v, False)), layout)
+            self._output = Product(module.w_o.flatten(0, -2).T, layout)
 
-    @torch.no_grad()
-    def _halves(self, w_RD: Tensor) -> Tensor:
-        """Rows so ordered that rotary pairs are (j, j + R/2): of queries and keys alike, so their scores stay."""
-        config = self._config
-        if config.rotary_pairs == "half":
-            return w_RD
-        channel = torch.arange(config.head_dim, device=w_RD.device)
-        turning = channel[: config.rotary_dim].view(-1, 2).T.flatten()
-        order = torch.cat((turning, channel[config.rotary_dim :]))
-        w_HCD = w_RD.view(*w_RD.shape[:-2], -1, config.head_dim, w_RD.shape[-1])
-        return w_HCD.index_select(-2, order).flatten(-3, -2)
+    def _side_by_side(self, *parts: tuple[Tensor, bool]) -> Tensor:
+        """One matrix of these, in one pass; true of those that turn: queries and keys."""
+        first, start = parts[0][0], 0
+        found = first.new_empty(sum(len(w_RD) for w_RD, _ in parts), first.shape[1])
+        for w_RD, turns in parts:
+            part = found[start : start + len(w_RD)]
+            if turns and self._config.rotary_pairs == "interleaved":
+                torch.index_select(w_RD, 0, self._order(len(w_RD), w_RD.device), out=part)
+            else:
+                part.copy_(w_RD)
+            start += len(w_RD)
+        return found
+
+    def _order(self, n_rows: int, device: torch.device) -> Tensor:
+        """Of the rows of queries or keys, so that rotary pairs are (j, j + R/2): alike for both, so scores stay."""
+        row = torch.arange(n_rows, device=device)
+        if self._config.rotary_pairs == "half":
+            return row
+        heads = row.view(-1, self._config.head_dim)
+        turning, still = heads.tensor_split((self._config.rotary_dim,), 1)
+        return torch.cat((turning[:, ::2], turning[:, 1::2], still), 1).flatten()
 
     def __call__(self, h_BTD: Tensor, rotary: Rotary, cache: LayerCache, asked: slice) -> Tensor:
         """The output at the positions asked for; all go into the cache."""
@@ -247,25 +189,12 @@ class _Attention:
         return None if scale_R is None else scale_R.view(self._n_experts, -1)[expert]
 
 
-class _SwiGLU:
-    def __init__(self, w_gate_FD: Tensor, w_up_FD: Tensor, w_down_FD: Tensor, layout: Layout) -> None:
-        self._gate, self._up = _Product(w_gate_FD, layout), _Product(w_up_FD, layout)
-        self._down = _Product(w_down_FD.T, layout)
-
-    def __call__(self, x_ND: Tensor) -> Tensor:
-        return self._down(self._up.times(x_ND, self._gate.silu(x_ND)))
-
-
-def _swiglu(module: SwiGLU, layout: Layout) -> _SwiGLU:
-    return _SwiGLU(module.w_gate, module.w_up, module.w_down, layout)
-
-
 class _FFNExperts:
     def __init__(self, module: MixtureOfExperts, layout: Layout) -> None:
         self._module = module
         stacks = zip(module.w_gate, module.w_up, module.w_down, strict=True)
-        self._experts = [_SwiGLU(*matrices, layout) for matrices in stacks]
-        self._shared = _swiglu(module.shared, layout) if module.shared is not None else None
+        self._experts = [SwiGLUProduct(*matrices, layout) for matrices in stacks]
+        self._shared = swiglu(module.shared, layout) if module.shared is not None else None
 
     def __call__(self, x_ND: Tensor) -> Tensor:
         module = self._module

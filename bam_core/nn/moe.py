@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bam_core.config import FFNExperts, ModelConfig
-from bam_core.nn.grouped import grouped_swiglu, places_of
+from bam_core.nn.grouped import grouped_product, grouped_swiglu, places_of
 from bam_core.nn.layers import SwiGLU, empty
 from bam_core.nn.routing import Noise, Routing, expert_counts, route, router_logits, straight_through
 
@@ -111,7 +111,15 @@ class MixtureOfExperts(nn.Module):
         return (weighted_NKD.sum(1) if top_k > 1 else weighted_NKD).view_as(x_BTD)
 
     def _by_groups(self, x_ND: Tensor, routing: Routing) -> Tensor:
-        return grouped_swiglu(x_ND, self.w_gate, self.w_up, self.w_down, places_of(routing))
+        places = places_of(routing)
+        if torch.is_grad_enabled():
+            return grouped_swiglu(x_ND, self.w_gate, self.w_up, self.w_down, places)
+        # One stack after the other: while a mixture is being made, each is there only as long as it is asked for.
+        x_PD = x_ND.index_select(0, places.token_P)
+        h_PF = F.silu(grouped_product(x_PD, self.w_gate.mT, places.ends))
+        h_PF *= grouped_product(x_PD, self.w_up.mT, places.ends)
+        y_PD = grouped_product(h_PF, self.w_down, places.ends)
+        return y_PD.index_select(0, places.of_NK.flatten()).view(*places.of_NK.shape, -1)
 
     def _by_kernel(self, x_ND: Tensor, routing: Routing) -> Tensor:
         """y_NKD. The counts of tokens stay on the device."""

@@ -1,8 +1,8 @@
 """What one device does in a second, as measured there, and the fits that turn measurements into prices.
 
-A price is never negative: non-negative least squares of the relative error, so that one fit serves small steps and
-large ones. It says of itself how far off it is (`worst`): the largest ratio of a figure and what the fit of the others
-says of it.
+A price is never negative, and that of a product never below the device's best: least squares of the relative error
+within these bounds, so that one fit serves small steps and large ones. It says of itself how far off it is (`worst`):
+the largest ratio of a figure and what the fit of the others says of it.
 """
 
 from __future__ import annotations
@@ -107,22 +107,27 @@ def _at_threads(seconds: Mapping[int, float], threads: int) -> float:
     return seconds[below] ** (1 - part) * seconds[above] ** part if seconds[below] and seconds[above] else 0.0
 
 
-def fit(counts: Sequence[Counts], measured: Sequence[float], beside: float = 0.0) -> Prices:
-    """Prices with which `counts` come to what was measured, in relative error. beside: added to both for that."""
+def fit(
+    counts: Sequence[Counts],
+    measured: Sequence[float],
+    least: Mapping[str, float] | None = None,
+) -> Prices:
+    """Prices with which `counts` come to what was measured, in relative error. least: below which no price may be."""
     names = list(counts[0])
     rows = np.array([[row[name] for name in names] for row in counts])
-    found = np.array(measured)
-    assert (found + beside > 0).all(), f"nothing measured: {measured}"
-    weights = 1 / (found + beside)
-    prices = non_negative(rows * weights[:, None], found * weights)
-    worst = 1.0
+    found, floor = np.array(measured), np.array([(least or {}).get(name, 0.0) for name in names])
+    assert (found > 0).all(), f"nothing measured: {measured}"
+    left = found - rows @ floor
+
+    def prices(of: NDArray[np.bool_]) -> Array:
+        return floor + non_negative(rows[of] / found[of, None], left[of] / found[of])
+
+    everything, worst = np.ones(len(found), dtype=bool), 1.0
     if len(found) > len(names):
-        for left in range(len(found)):
-            others = np.arange(len(found)) != left
-            told = non_negative(rows[others] * weights[others, None], found[others] * weights[others])
-            ratio = (rows[left] @ told + beside) / (found[left] + beside)
-            worst = max(worst, ratio, 1 / max(ratio, 1e-9))
-    return Prices(dict(zip(names, prices.tolist(), strict=True)), float(worst))
+        for one in range(len(found)):
+            told = rows[one] @ prices(np.arange(len(found)) != one) / found[one]
+            worst = max(worst, told, 1 / max(told, 1e-9))
+    return Prices(dict(zip(names, prices(everything).tolist(), strict=True)), float(worst))
 
 
 def non_negative(rows_NK: Array, target_N: Array) -> Array:

@@ -12,6 +12,7 @@ from bam_core.planner.work import Training, pass_costs
 
 STATE_BYTES_SAVED = 12
 """Of a checkpoint, for each parameter: a master weight and two moments."""
+OTHER_DEVICE = "that it computes on a CPU or GPU where the other was calibrated"
 MODEL_BYTES = 4
 """Of a model that is written or scored, for each parameter."""
 
@@ -31,7 +32,7 @@ class Work:
 
     checkpoints: written on the way. text_bytes: of text that it goes through; None where nobody knows. read_s: seconds
     to get that text from its source. written: parameters of models that it writes. held_bytes: what it holds in memory
-    beside what its kind always does. unknown: what of its work is not counted, in words.
+    beside what its kind always does. unknown: what of its work is not counted, in words. gpu: it computes on one.
     """
 
     kind: str
@@ -46,6 +47,7 @@ class Work:
     held_bytes: float = 0.0
     unknown: tuple[str, ...] = ()
     loads_torch: bool = False
+    gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ class Estimate:
 
 def estimate(work: Work, device: Calibration, executor: str) -> Estimate:
     """Alone on a node like the one that was calibrated."""
-    return Estimate(seconds(work, device, executor), memory(work, device), work.unknown)
+    computes = work.training is not None or bool(work.passes)
+    other = (OTHER_DEVICE,) if computes and work.gpu != (device.kind == "cuda") else ()
+    return Estimate(seconds(work, device, executor), memory(work, device), (*work.unknown, *other))
 
 
 def seconds(work: Work, device: Calibration, executor: str) -> float:

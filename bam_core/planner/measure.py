@@ -22,7 +22,8 @@ from bam_core.evaluate.perplexity import token_nll
 from bam_core.nn.lm import LM, init_weights
 from bam_core.planner.work import Training, pass_costs
 from bam_core.protocols import Metrics
-from bam_core.train.loop import Pace, train
+from bam_core.train.loop import DTYPES, Pace, train
+from bam_core.train.meter import product_flops_per_s
 from bam_core.train.pacing import Paced, step_seconds
 from bam_core.train.peak import peak_of_process
 
@@ -108,11 +109,18 @@ def time_steps(
     return [median(own) for own in seconds]
 
 
+def least_seconds(kind: str, threads: int, dtype: str) -> dict[str, float]:
+    """Of each FLOP of a product, at the device's best: no step of a model is faster."""
+    torch.set_num_threads(threads)
+    of_flop = 1 / product_flops_per_s(kind, DTYPES[dtype])
+    return {"products": of_flop, "attention": of_flop}
+
+
 @torch.no_grad()
 def time_passes(
     chosen: Sequence[Point], kind: str, threads: int, rounds: int = 2, clock: Clock = time.perf_counter
 ) -> list[float]:
-    """Seconds of one forward pass over 4 * rows rows of each model in float32, with the loss of every token."""
+    """Seconds of one forward pass of each model in float32, with the loss of every token (`passed_costs`)."""
     torch.set_num_threads(threads)
     works = [_pass(point, kind) for point in chosen]
     seconds: list[list[float]] = [[] for _ in chosen]

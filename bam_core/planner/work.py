@@ -119,7 +119,7 @@ class Training:
         }
 
     def _shapes(self, tokens: int) -> int:
-        """Different numbers of rows that products of experts are given, six products for each, as far as they are kept."""
+        """Kernels of the products of experts: six for each number of rows that they are given, as many as are kept."""
         ffn = self.model.ffn
         if ffn is None or ffn.top_k == ffn.n_experts:
             return 0

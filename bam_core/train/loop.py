@@ -22,6 +22,7 @@ from bam_core.protocols import TrainWorker
 from bam_core.train.collapse import watch_batch
 from bam_core.train.judge import Judge
 from bam_core.train.layers import compile_layers, recompute_activations
+from bam_core.train.memory import keep_freed_memory
 from bam_core.train.meter import Meter
 from bam_core.train.optim import Optimizer, learning_rate, master_dtype
 from bam_core.train.parallel import micro_batches_of_rank, rows_of_rank, sum_over_ranks
@@ -83,6 +84,7 @@ def train(
     spikes, and where the config says so on routers that collapse; the last good checkpoint stays.
     """
     torch.set_num_threads(worker.threads)
+    keep_freed_memory()
     optimizer = _place(model, config, worker, pace, weights)
     checkpoints = Checkpoints(worker, optimizer)
     n_micro = micro_batches_of_rank(config.rows_per_batch, pace.micro_batch_rows, worker.world_size)
@@ -136,19 +138,21 @@ def train(
 
 
 def _place(model: LM, config: TrainConfig, worker: TrainWorker, pace: Pace, weights: Weights | None) -> Optimizer:
-    """Put the model where and how it is to run, and make its masters."""
+    """Put the model where and how it is to run, and make its masters, which have the weights' every digit."""
     dtype = DTYPES[config.dtype]
     if pace.shards(worker.world_size):
         shard(model, worker.world_size, worker.device, dtype, master_dtype(config), weights)
+        optimizer = Optimizer(model, config)
     else:
         assert weights is None, "weights are for a model that is sharded"
-        model.cast(dtype).to(worker.device)
+        optimizer = Optimizer(model.to(worker.device), config)
+        model.cast(dtype)
     if pace.compile:
         compile_layers(model, worker.device)
     if pace.activation_checkpointing:
         recompute_activations(model)
     model.train()
-    return Optimizer(model, config)
+    return optimizer
 
 
 def _require_sane(loss: float, step: int, progress: Progress) -> None:

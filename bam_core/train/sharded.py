@@ -32,9 +32,8 @@ def shard(
     """Shard a model in place; the process group must be there.
 
     weights: of a model on the meta device, read one at a time, so no rank ever holds the whole model; None for a model
-    that has its weights. As on one rank, training starts from weights rounded to the dtype that it computes in.
+    that has its weights. As on one rank, masters start with every digit of them.
     """
-    model.cast(compute)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(master)
     small = {parameter for name, parameter in model.named_parameters() if name.rsplit(".", 1)[-1] in FLOAT32}
@@ -55,7 +54,7 @@ def shard(
             module.set_reduce_scatter_unused_params(True, recurse=False)
     if weights is not None:
         model.to_empty(device=device)
-        _fill(model, weights, compute)
+        _fill(model, weights)
     else:
         model.to(device)
 
@@ -72,10 +71,8 @@ def placement(parameter: nn.Parameter, world_size: int) -> Shard:
 
 
 @torch.no_grad()
-def _fill(model: LM, weights: Weights, compute: torch.dtype) -> None:
+def _fill(model: LM, weights: Weights) -> None:
     for name, parameter in model.named_parameters():
         piece = piece_of(parameter.data) if isinstance(parameter.data, DTensor) else whole(parameter.data)
         own = tuple(slice(a, a + n) for a, n in zip(piece.offset, piece.tensor.shape, strict=True))
-        wide = name.rsplit(".", 1)[-1] in FLOAT32
-        values = weights(name)[own]
-        piece.tensor.copy_(values if wide else values.to(compute))
+        piece.tensor.copy_(weights(name)[own])

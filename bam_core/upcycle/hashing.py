@@ -26,7 +26,10 @@ class Hashing:
         self._waiting: list[Future[None]] = []
 
     def add(self, part: Tensor) -> None:
-        self._waiting.append(self._thread.submit(self._sum.update, tensor_bytes(part)))
+        self._waiting.append(self._thread.submit(self._update, [tensor_bytes(part)]))
+
+    def _update(self, part: list[memoryview]) -> None:
+        self._sum.update(part.pop())  # or the thread, which may be slow to come back, would keep it alive for a while
 
     def hexdigest(self) -> str:
         """`tensor_sha256` of the tensor, when its last part has been hashed."""

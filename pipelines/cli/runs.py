@@ -118,7 +118,8 @@ def plan(
         if compare or calibration is not None:
             raise UsageError(f"{'--compare' if compare else '--calibration'}: say on which nodes, --on CLUSTER.yaml")
         return _show_plan(session, wiring.make_plan(loaded, settings, selection))
-    from pipelines.wiring.estimating import forecast, open_cluster
+    from pipelines.wiring.cluster_files import open_cluster
+    from pipelines.wiring.estimating import forecast
 
     kinds, calibrations = open_cluster(on, calibration)
     made = wiring.make_plan(loaded, settings, selection)

@@ -47,11 +47,12 @@ def calibrate(settings: Settings, say: Say = lambda words: None) -> Calibration:
     steps, passes = {}, {}
     with _processes(1) as pool:
         for threads in sorted({1, n_cpus}) if kind == "cpu" else (1,):
-            timed = pool(measure.time_steps, points, kind, threads, 2 if threads == 1 else 1)
             say(f"training steps on {threads} thread(s): {len(points)} models")
-            steps[threads] = fit([point.training.step_costs() for point in points], timed.result())
+            best = {dtype: pool(measure.least_seconds, kind, threads, dtype).result() for dtype in ("bf16", "fp32")}
+            timed = pool(measure.time_steps, points, kind, threads, 2 if threads == 1 else 1)
+            steps[threads] = fit([point.training.step_costs() for point in points], timed.result(), best["bf16"])
             timed = pool(measure.time_passes, points, kind, threads)
-            passes[threads] = fit([measure.passed_costs(point) for point in points], timed.result())
+            passes[threads] = fit([measure.passed_costs(point) for point in points], timed.result(), best["fp32"])
         say(f"memory of {len(points)} trainings")
         peaks = [pool(measure.peak_bytes, point, kind, n_cpus) for point in points]
         counts = [{PROCESS: 1.0, **point.training.peak_bytes()} for point in points]
@@ -74,7 +75,8 @@ def calibrate(settings: Settings, say: Say = lambda words: None) -> Calibration:
         bytes_per_token=4.0,
     )
     executors = ["local", *(["ray"] if settings.executor == "ray" and settings.address is None else [])]
-    return rehearsed(bare, executors, say)
+    with _processes(1) as pool:
+        return rehearsed(bare, executors, say, lambda work, *args: pool(work, *args).result())
 
 
 @contextmanager

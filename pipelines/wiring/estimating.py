@@ -5,23 +5,20 @@ And what a finished store says of it: predicted beside measured.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from bam_core.errors import ArtifactDamaged, InvalidInput, Problem, UsageError
+from bam_core.errors import ArtifactDamaged, UsageError
 from bam_core.graph.stage import Pipeline, Resources, Stage, StageName, kind_of
 from bam_core.planner.calibration import Calibration
-from bam_core.planner.cluster import NodeKind, nodes_of, read_cluster
+from bam_core.planner.cluster import NodeKind, nodes_of
 from bam_core.planner.estimate import Estimate, Memory, Work, at, estimate, memory
 from bam_core.planner.fit import refusal, room_of_each, smallest_change
 from bam_core.planner.place import Host, Job, Placed, critical_path, schedule
+from bam_core.planner.work import Training
 from infra.ray_room import require_room
 from infra.sources import TextSources
 from pipelines.recipe import Recipe
@@ -67,42 +64,6 @@ class Forecast:
     energy_wh: float | None
 
 
-def open_cluster(file: Path, calibration: Path | None = None) -> tuple[tuple[NodeKind, ...], dict[str, Calibration]]:
-    """The nodes of a cluster file, and for each kind what it does in a second. calibration: of kinds that name none.
-
-    Raises InvalidInput with all that is wrong.
-    """
-    kinds = read_cluster(_document(file), str(file))
-    found, problems = {}, []
-    for place, kind in enumerate(kinds):
-        path = file.parent / kind.calibration if kind.calibration else calibration
-        key = f"nodes.{place}.calibration"
-        if path is None:
-            remedy = "make one there with `bam doctor --calibrate --out FILE`; --calibration FILE is for all kinds"
-            problems.append(Problem(key, None, "is missing", remedy))
-            continue
-        try:
-            found[kind.name] = Calibration.from_json(json.loads(path.read_text()), str(path))
-        except OSError as error:
-            problems.append(Problem(key, str(path), f"cannot be read: {error.strerror}"))
-        except ValueError as error:
-            problems.append(Problem(key, str(path), f"is not JSON: {error}"))
-        except InvalidInput as error:
-            problems += [problem.under(key) for problem in error.problems]
-    if problems:
-        raise InvalidInput(str(file), problems)
-    return kinds, found
-
-
-def _document(file: Path) -> Any:
-    try:
-        return yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise UsageError(f"--on {file}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--on {file}: is not YAML: {str(error).splitlines()[0]}") from error
-
-
 def forecast(
     recipe: Recipe,
     made: Plan,
@@ -121,13 +82,15 @@ def forecast(
     counted = works(recipe, made.pipeline, _texts(recipe), device.bytes_per_token)
     counted = _loading_torch(counted, made.pipeline, to_do, settings.executor, device)
     stages = [made.pipeline[name] for name in to_do]
-    if refused := [words for stage in stages for words in _refused(stage, counted[stage.name], kinds, calibrations)]:
+    needs = {stage.name: _need(stage, counted[stage.name], kinds, calibrations) for stage in stages}
+    refused = [words for stage in stages for words in _refused(stage, counted[stage.name], needs[stage.name], kinds)]
+    if refused:
         raise UsageError("\n".join([f"{recipe.name}: {len(refused)} stage(s) cannot run on this cluster", *refused]))
     known = {
         kind.name: {s.name: estimate(counted[s.name], calibrations[kind.name], settings.executor) for s in stages}
         for kind in kinds
     }
-    on, jobs = dict(nodes_of(kinds)), _jobs(stages, known, kinds)
+    on, jobs = dict(nodes_of(kinds)), _jobs(stages, known, needs, kinds)
     hosts = [
         Host(name, kind.cpus, kind.gpus, kind.memory, calibrations[kind.name].crowding) for name, kind in on.items()
     ]
@@ -135,7 +98,10 @@ def forecast(
     placed = schedule(jobs, hosts, min(recipe.runtime.max_parallel or capacity, capacity))
     critical_s, critical = critical_path(jobs)
     wall = max((stage.end for stage in placed), default=0.0)
-    found = tuple(_stage(stage, placing, known, on) for stage, placing in zip(stages, placed, strict=True))
+    found = tuple(
+        _stage(stage, placing, known, needs[stage.name].memory, on)
+        for stage, placing in zip(stages, placed, strict=True)
+    )
     return Forecast(
         stages=_measured(found, made, settings) if compare else found,
         wall_s=wall,
@@ -174,30 +140,40 @@ def _loading_torch(
     return found
 
 
-def _refused(
-    stage: Stage, work: Work, kinds: Sequence[NodeKind], calibrations: Mapping[str, Calibration]
-) -> Iterator[str]:
-    nodes = [kind for _, kind in nodes_of(kinds)]
+@dataclass(frozen=True)
+class _Need:
+    """What a stage's worker takes: as on that of the able nodes where it is most. of: the same of another training."""
+
+    memory: Memory
+    of: Callable[[Training], Memory]
+
+
+def _need(stage: Stage, work: Work, kinds: Sequence[NodeKind], calibrations: Mapping[str, Calibration]) -> _Need:
+    able = [kind for kind in kinds if _has_units(kind, stage)] or kinds
+    device = calibrations[max(able, key=lambda kind: memory(work, calibrations[kind.name]).total).name]
+    return _Need(memory(work, device), lambda training: memory(at(work, training), device))
+
+
+def _refused(stage: Stage, work: Work, need: _Need, kinds: Sequence[NodeKind]) -> Iterator[str]:
+    nodes, group = [kind for _, kind in nodes_of(kinds)], stage.resources
     try:
-        require_room(stage.resources, [node.resources for node in nodes], (), stage.name)
+        require_room(group, [node.resources for node in nodes], (), stage.name)
     except UsageError as error:
         yield str(error)
         return
-    on = min(calibrations, key=lambda name: memory(work, calibrations[name]).total)
-    need = memory(work, calibrations[on])
-    room, where = _room(stage.resources, need, nodes)
-    if need.total <= room:
+    room, where = _room(group, need.memory, nodes)
+    if need.memory.total <= room:
         return
     change = None
     if work.training is not None:
         change = smallest_change(
             work.training,
-            lambda training: memory(at(work, training), calibrations[on]).total,
-            lambda workers: _room(replace(stage.resources, workers=workers), need, nodes)[0],
+            lambda training: need.of(training).total,
+            lambda workers: _room(replace(group, workers=workers), need.memory, nodes)[0],
             _group(stage.name),
-            stage.resources.workers,
+            group.workers,
         )
-    yield refusal(stage.name, need, room, where, change, trains=work.training is not None)
+    yield refusal(stage.name, need.memory, room, where, change, trains=work.training is not None)
 
 
 def _group(stage: str) -> str:
@@ -218,12 +194,16 @@ def _room(group: Resources, need: Memory, nodes: Sequence[NodeKind]) -> tuple[fl
     return room, max(one for one in able if one[1])[2]
 
 
-def _jobs(stages: Sequence[Stage], known: Mapping[str, Mapping[str, Estimate]], kinds: Sequence[NodeKind]) -> list[Job]:
+def _jobs(
+    stages: Sequence[Stage],
+    known: Mapping[str, Mapping[str, Estimate]],
+    needs: Mapping[str, _Need],
+    kinds: Sequence[NodeKind],
+) -> list[Job]:
     made = []
     for stage in stages:
-        group, needs = stage.resources, {kind: found[stage.name].memory for kind, found in known.items()}
-        able = [(name, kind) for name, kind in nodes_of(kinds) if _fits(kind, stage, needs[kind.name])]
-        asked = {kind.name: needs[kind.name].total for _, kind in able if not needs[kind.name].on_gpu}
+        group, need = stage.resources, needs[stage.name].memory
+        able = [(name, kind) for name, kind in nodes_of(kinds) if _fits(kind, stage, need)]
         made.append(
             Job(
                 name=stage.name,
@@ -232,24 +212,32 @@ def _jobs(stages: Sequence[Stage], known: Mapping[str, Mapping[str, Estimate]], 
                 workers=group.workers,
                 cpus=group.cpus,
                 gpus=group.gpus,
-                memory=max(asked.values(), default=0.0),
+                memory=0.0 if need.on_gpu else need.total,
             )
         )
     return made
 
 
+def _has_units(kind: NodeKind, stage: Stage) -> bool:
+    """For one worker."""
+    return kind.cpus >= stage.resources.cpus and kind.gpus >= stage.resources.gpus
+
+
 def _fits(kind: NodeKind, stage: Stage, need: Memory) -> bool:
     """One worker on an idle node."""
     has = kind.gpu_memory if need.on_gpu else kind.memory
-    group = stage.resources
-    return kind.cpus >= group.cpus and kind.gpus >= group.gpus and (has is None or has >= need.total)
+    return _has_units(kind, stage) and (has is None or has >= need.total)
 
 
 def _stage(
-    stage: Stage, placed: Placed, known: Mapping[str, Mapping[str, Estimate]], on: Mapping[str, NodeKind]
+    stage: Stage,
+    placed: Placed,
+    known: Mapping[str, Mapping[str, Estimate]],
+    need: Memory,
+    on: Mapping[str, NodeKind],
 ) -> StageForecast:
     kinds = [on[host] for host in placed.hosts]
-    found, hours = known[kinds[0].name][stage.name], placed.seconds / 3600
+    unknown, hours = known[kinds[0].name][stage.name].unknown, placed.seconds / 3600
     shares = [_share(stage, kind) for kind in kinds]
 
     def of(what: str) -> float | None:
@@ -257,9 +245,7 @@ def _stage(
         return None if None in rates else hours * sum(rate * share for rate, share in zip(rates, shares, strict=True))
 
     cost, energy = of("price_per_hour"), of("watts")
-    return StageForecast(
-        stage.name, placed.start, placed.seconds, found.memory, placed.hosts, cost, energy, found.unknown
-    )
+    return StageForecast(stage.name, placed.start, placed.seconds, need, placed.hosts, cost, energy, unknown)
 
 
 def _share(stage: Stage, kind: NodeKind) -> float:

@@ -20,6 +20,7 @@ from bam_core.graph.select import Selection
 from bam_core.graph.stage import StageName, kind_of
 from bam_core.planner.calibration import Calibration
 from bam_core.planner.estimate import seconds
+from bam_core.planner.work import Counts
 from infra.sources import TextSources
 from pipelines import bam
 from pipelines.recipe import Recipe
@@ -37,8 +38,11 @@ NO_TRACKING = "http://127.0.0.1:9"
 """The discard port, where nothing listens."""
 
 
-def rehearsed(bare: Calibration, executors: Sequence[str], say: Say) -> Calibration:
-    """`bare` with what the rehearsals say. Raises BamError if one of them fails."""
+def rehearsed(bare: Calibration, executors: Sequence[str], say: Say, apart: Callable[..., Any]) -> Calibration:
+    """`bare` with what the rehearsals say. apart: calls a function in a process that has done nothing else.
+
+    Raises BamError if a rehearsal fails.
+    """
     fixed, found = {}, bare
     with tempfile.TemporaryDirectory(prefix="bam-rehearsal-") as folder:
         here = Path(folder)
@@ -51,6 +55,9 @@ def rehearsed(bare: Calibration, executors: Sequence[str], say: Say) -> Calibrat
                 say("the same with more text")
                 more = _run(large, settings, Selection(until=("overlap",)))
                 found = replace(found, **_of_text(records, more, small, large))
+                if bare.kind == "cpu":
+                    peak = apart(_peak_of_seed, small[0], settings)
+                    found = replace(found, idle_bytes=peak - found.peak(_seed_bytes(small)))
             fixed[executor] = _fixed(records, small, found)
     return replace(found, fixed_s=fixed)
 
@@ -111,6 +118,23 @@ def _run(rehearsal: Rehearsal, settings: Settings, selection: Selection) -> dict
     return {stage: record for stage, key in made.items() if (record := store.record(stage, key)) is not None}
 
 
+def _peak_of_seed(recipe: Recipe, settings: Settings) -> int:
+    """Of a process that makes the seed once more, with all that a stage loads beside torch."""
+    from bam_core.train.peak import forget_peak, peak_of_process
+
+    forget_peak("cpu")
+    _run((recipe, []), settings, Selection(only=("seed",), force=("seed",)))
+    return peak_of_process("cpu")
+
+
+def _seed_bytes(rehearsal: Rehearsal) -> Counts:
+    recipe, sizes = rehearsal
+    facts = {name: TextFacts(sizes) for name in recipe.texts}
+    training = works(recipe, bam.build(recipe, text_digests(recipe)), facts, 4.0)["seed"].training
+    assert training is not None, "a seed is trained"
+    return training.peak_bytes()
+
+
 def _of_text(
     few: Mapping[str, Record], many: Mapping[str, Record], small: Rehearsal, large: Rehearsal
 ) -> dict[str, Any]:
@@ -126,13 +150,17 @@ def _of_text(
 
 
 def _fixed(records: Mapping[str, Record], rehearsal: Rehearsal, device: Calibration) -> dict[str, float]:
-    """Kind of stage -> its seconds without what its work is said to take."""
+    """Kind of stage -> its seconds without what its work is said to take.
+
+    Those that train are alike: their median, since the first of a process loads what the others find.
+    """
     recipe, sizes = rehearsal
     facts = {name: TextFacts(sizes) for name in recipe.texts}
     counted = works(recipe, bam.build(recipe, text_digests(recipe)), facts, device.bytes_per_token)
     free = replace(device, fixed_s={"local": dict.fromkeys(map(kind_of, counted), 0.0)})
     kinds: dict[str, list[float]] = {}
     for name, record in records.items():
-        own = seconds(counted[name], free, "local")
-        kinds.setdefault(kind_of(StageName.parse(name).plain), []).append(max(0.0, record.seconds - own))
-    return {kind: median(found) for kind, found in kinds.items()}
+        kind = "train" if counted[name].training is not None else kind_of(StageName.parse(name).plain)
+        kinds.setdefault(kind, []).append(max(0.0, record.seconds - seconds(counted[name], free, "local")))
+    found = {kind: median(its) for kind, its in kinds.items()}
+    return dict.fromkeys(("seed", "expert", "dense", "distil", "tune"), found["train"]) | found

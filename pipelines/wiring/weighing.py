@@ -64,7 +64,7 @@ def weigh(
     from bam_core.data.tokenize import Tokenizer
     from bam_core.evaluate.decoding import decode_rates
     from bam_core.evaluate.documents import Documents, choose
-    from bam_core.evaluate.pareto import THRESHOLDS, optimal
+    from bam_core.evaluate.pareto import optimal
     from bam_core.train.loop import DTYPES
 
     store = open_store(settings)
@@ -76,8 +76,7 @@ def weigh(
         domain: choose(Documents.of(ShardedRows(store.localize(record) / "valid"), token_bytes), tokens)
         for domain, record in text.items()
     }
-    allowed = THRESHOLDS if thresholds is None else thresholds
-    models = _models(opened, DTYPES[dtype] if dtype is not None else None, allowed)
+    models = _models(opened, DTYPES[dtype] if dtype is not None else None, thresholds)
     rows = [_scored(name, model, chosen, say) for name, model in models.items()]
     if rounds:
         say(f"speed, {rounds} rounds")
@@ -89,7 +88,7 @@ def weigh(
     return Weighed(rows, optimal(rows), list(opened), where, how)
 
 
-def _models(opened: Mapping[str, Path], dtype: torch.dtype | None, thresholds: Sequence[float]) -> dict[str, LM]:
+def _models(opened: Mapping[str, Path], dtype: torch.dtype | None, thresholds: Sequence[float] | None) -> dict[str, LM]:
     """Row -> model: the forms of the first, then the others."""
     from bam_core.checkpoint import load_model
 
@@ -145,15 +144,19 @@ def _same_tokenizer(opened: Mapping[str, Path]) -> Path:
     return folder / "tokenizer.json"
 
 
-def _forms(name: str, folder: Path, dtype: torch.dtype | None, thresholds: Sequence[float]) -> dict[str, LM]:
+def _forms(name: str, folder: Path, dtype: torch.dtype | None, thresholds: Sequence[float] | None) -> dict[str, LM]:
     """Form -> the model in it; those with the same tensors share them."""
     from bam_core.checkpoint import load_model
-    from bam_core.evaluate.pareto import attention_forms
+    from bam_core.evaluate.pareto import THRESHOLDS, attention_forms
 
     model = load_model(folder, dtype)
-    if model.config.attention is None:
+    attention = model.config.attention
+    if attention is None:
         raise UsageError(f"{name}: has no attention experts, so there is nothing to leave out; try train.bam")
-    forms = attention_forms(model.config.attention, thresholds)
+    if thresholds is not None and max(thresholds) * attention.n_experts > 1:
+        most = f"at most {1 / attention.n_experts:.3g}, one in {attention.n_experts} experts"
+        raise UsageError(f"threshold {max(thresholds):g}: must be {most}, or a token could be left without any")
+    forms = attention_forms(attention, THRESHOLDS if thresholds is None else thresholds)
     return {form: _in_form(model, folder, how, dtype) for form, how in forms.items()}
 
 

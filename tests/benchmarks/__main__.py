@@ -1,7 +1,7 @@
 """`make bench`: training steps beside the machine's own bf16 matrix product, measured interleaved.
 
 Needs `bam_core` alone, so it also runs on a GPU machine without Ray or MLflow. The result is
-`.bench/train-<device>.json`. Nothing here is a test: no figure is asserted.
+`.bench/train-<device>.json`; its `table` is that of the d512 models. Nothing here is a test: no figure is asserted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from bam_core.config import AttentionExperts, FFNExperts, ModelConfig, TrainConfig
 from bam_core.nn.costs import params_total, training_flops
 from bam_core.nn.lm import LM, init_weights
+from bam_core.train.memory import keep_freed_memory
 from bam_core.train.optim import Optimizer
 from bam_core.train.step import accumulate_gradient
 from tests.benchmarks.result import OUT, write_result
@@ -29,7 +30,10 @@ SIZES = {
     "quickstart": ModelConfig(4096, 128, 4, 4, 4, 352, 256),
     "d512": ModelConfig(4096, 512, 6, 8, 8, 1408, 256),
 }
-ROWS = 8
+BATCH_TOKENS = 4096
+"""Of one optimizer step, as in the shipped recipes."""
+MICRO_BATCH_ROWS = 8
+"""Of one forward pass; the default of `runtime.micro_batch_rows`."""
 
 
 def models(dense: ModelConfig) -> dict[str, ModelConfig]:
@@ -39,15 +43,16 @@ def models(dense: ModelConfig) -> dict[str, ModelConfig]:
 
 def training_step(config: ModelConfig, device: str) -> Callable[[], None]:
     """One optimizer step on random tokens."""
-    phase = TrainConfig(10**6, ROWS * config.max_seq_len, 1e-4, {"a": 1.0}, config.max_seq_len)
+    phase = TrainConfig(10**6, BATCH_TOKENS, 1e-4, {"a": 1.0}, config.max_seq_len)
     model = LM(config)
     init_weights(model, 0)
     model.cast(torch.bfloat16).to(device)
     optimizer = Optimizer(model, phase)
-    rows = np.random.default_rng(0).integers(0, config.vocab_size, (ROWS, config.max_seq_len + 1))
+    draw = np.random.default_rng(0)
 
-    def step() -> None:
-        accumulate_gradient(model, optimizer, rows, phase, ROWS)
+    def step() -> None:  # other rows each time, so that experts get other numbers of tokens, as in a training
+        rows = draw.integers(0, config.vocab_size, (phase.rows_per_batch, config.max_seq_len + 1))
+        accumulate_gradient(model, optimizer, rows, phase, MICRO_BATCH_ROWS)
         optimizer.step(1e-4)
 
     return step
@@ -71,37 +76,66 @@ def seconds(work: Callable[[], None], device: str) -> float:
     return time.perf_counter() - started
 
 
-def measure(size: str, device: str, rounds: int) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Measured:
+    """FLOP/s of the matrix product and of each model's training step, round by round."""
+
+    size: str
+    product: list[float]
+    steps: dict[str, list[float]]
+
+
+def measure(size: str, device: str, rounds: int) -> Measured:
     """Each round times the matrix product and every model once, so that a noisy moment hits all of them."""
     configs = models(SIZES[size])
     works = {name: training_step(config, device) for name, config in configs.items()}
+    flops = {name: training_flops(config, BATCH_TOKENS, config.max_seq_len) for name, config in configs.items()}
     product = matrix_product(device)
     for work in (product, *works.values()):  # the first run compiles kernels and fills caches
         seconds(work, device)
-    peaks: list[float] = []
-    times: dict[str, list[float]] = {name: [] for name in works}
+    measured = Measured(size, [], {name: [] for name in works})
     for _ in range(rounds):
-        peaks.append(2 * 2048**3 / seconds(product, device))
+        measured.product.append(2 * 2048**3 / min(seconds(product, device) for _ in range(3)))
         for name, work in works.items():
-            times[name].append(seconds(work, device))
-    peak = statistics.median(peaks)
-    return [figures(size, name, configs[name], times[name], peak) for name in works]
+            measured.steps[name].append(flops[name] / seconds(work, device))
+    return measured
 
 
-def figures(size: str, name: str, config: ModelConfig, times: list[float], peak: float) -> dict[str, Any]:
-    tokens = ROWS * config.max_seq_len
-    flops = training_flops(config, tokens, config.max_seq_len)
-    median = statistics.median(times)
+def figures(measured: Measured, name: str) -> dict[str, Any]:
+    config, rates = models(SIZES[measured.size])[name], measured.steps[name]
+    flops = training_flops(config, BATCH_TOKENS, config.max_seq_len)
+    rate, peak = statistics.median(rates), statistics.median(measured.product)
     return {
-        "size": size,
+        "size": measured.size,
         "model": name,
         "params": params_total(config),
-        "tokens_per_s": tokens / median,
-        "flop_per_s": flops / median,
-        "frac_of_matrix_product": flops / median / peak,
-        "step_s": {"min": min(times), "median": median, "max": max(times)},
+        "tokens_per_s": BATCH_TOKENS * rate / flops,
+        "flop_per_s": rate,
+        "frac_of_matrix_product": rate / peak,
+        "step_s": {"min": flops / max(rates), "median": flops / rate, "max": flops / min(rates)},
         "matrix_product_flop_per_s": peak,
     }
+
+
+def table_rows(measured: Measured) -> list[dict[str, Any]]:
+    """The dense model's FLOP/s over the matrix product's, and each mixture's over the dense model's, round by round."""
+    dense = measured.steps["dense"]
+    below = {"dense": measured.product, "btx": dense, "bam": dense}
+    rows = []
+    for name, rates in measured.steps.items():
+        ratios = [rate / other for rate, other in zip(rates, below[name], strict=True)]
+        rows.append(
+            {
+                "row": f"{name}_step",
+                "value": statistics.median(ratios),
+                "low": min(ratios),
+                "high": max(ratios),
+                "n": len(ratios),
+                "unit": "ratio",
+                "note": f"{measured.size}, {BATCH_TOKENS:,} tokens a step in passes of {MICRO_BATCH_ROWS} rows",
+            }
+        )
+    return rows
 
 
 def main() -> None:
@@ -111,12 +145,17 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, action="append")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    rows = [row for size in options.size or SIZES for row in measure(size, options.device, options.rounds)]
+    keep_freed_memory()  # as a training does
+    all_measured = [measure(size, options.device, options.rounds) for size in options.size or SIZES]
+    rows = [figures(measured, name) for measured in all_measured for name in measured.steps]
     print(f"{'size':<12}{'model':<8}{'tokens/s':>10}{'GFLOP/s':>10}{'of product':>12}")
     for row in rows:
         speed = f"{row['tokens_per_s']:>10,.0f}{row['flop_per_s'] / 1e9:>10,.0f}{row['frac_of_matrix_product']:>12.2f}"
         print(f"{row['size']:<12}{row['model']:<8}{speed}")
-    result = {"threads": torch.get_num_threads(), "rows": rows}
+    table = [row for measured in all_measured if measured.size == "d512" for row in table_rows(measured)]
+    for row in table:
+        print(f"{row['row']:<12}{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f})")
+    result = {"threads": torch.get_num_threads(), "rows": rows, "table": table}
     device = torch.cuda.get_device_name() if options.device == "cuda" else None
     write_result(f"train-{options.device}", result, options.out, device)
 

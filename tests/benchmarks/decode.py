@@ -168,7 +168,7 @@ def cheap_model(config: ModelConfig) -> LM:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--only", choices=[*PEERS, "bytes"], action="append")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()

@@ -85,12 +85,15 @@ def graphed(one: Trainer) -> Callable[[], None]:
         for _ in range(3):
             micro_batch()
     torch.cuda.current_stream().wait_stream(side)
+    one.optimizer.step(0.0)  # so that the graph overwrites the gradient, as a step's first micro-batch does
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         micro_batch()
 
     def step() -> None:
         graph.replay()
+        for group in one.optimizer.flat:
+            group._is_clear = False
         one.optimizer.step(1e-4)
 
     return step

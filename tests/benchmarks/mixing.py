@@ -110,7 +110,7 @@ def _kilobytes(field: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2, help="of torch, as the stage's `cpus`")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, as the stage's `cpus`")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -81,6 +81,7 @@ def measured(folder: Path, device: Calibration) -> Forecast:
     peaks: dict[str, int] = {}
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
         for stage in plan.pipeline:
+            print(f"running: {stage.name}", flush=True)
             peaks[stage.name] = pool.submit(run_stage, stage.name, settings).result()
     # Here the libraries are loaded before each stage.
     found = forecast(recipe(), plan, settings, nodes, {"here": replace(device, start_s=0.0)}, compare=True)
@@ -88,7 +89,7 @@ def measured(folder: Path, device: Calibration) -> Forecast:
 
 
 def worst(ratios: Mapping[str, float | None]) -> dict[str, Any]:
-    """The stage that is furthest off, as a row. value: predicted over measured, or the inverse, whichever is above 1."""
+    """The stage that is furthest off, as a row. value: predicted over measured or the inverse, whichever is above 1."""
     known = {stage: max(ratio, 1 / ratio) for stage, ratio in ratios.items() if ratio}
     stage = max(known, key=lambda name: known[name])
     ratio = ratios[stage]

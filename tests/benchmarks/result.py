@@ -21,7 +21,7 @@ from typing import Any
 from infra.devices import processor
 
 OUT = Path(".bench")
-PACKAGES = ("bam", "torch", "numpy", "ray", "mlflow", "playwright")
+PACKAGES = ("bam", "torch", "transformers", "numpy", "ray", "mlflow", "playwright")
 
 
 def write_result(name: str, figures: Mapping[str, Any], out: Path = OUT, device: str | None = None) -> Path:

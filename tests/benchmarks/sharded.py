@@ -28,7 +28,8 @@ from bam_core.train.layers import compile_layers, recompute_activations
 from bam_core.train.loop import Pace, train
 from bam_core.train.optim import Optimizer
 from bam_core.train.step import accumulate_gradient
-from tests.benchmarks.__main__ import ROWS, SIZES, models
+from tests.benchmarks.__main__ import MICRO_BATCH_ROWS as ROWS
+from tests.benchmarks.__main__ import SIZES, models
 from tests.benchmarks.result import OUT, write_result
 from tests.golden import runs
 from tests.ranks import Ranks, RankWorker, ranks

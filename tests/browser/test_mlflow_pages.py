@@ -14,7 +14,7 @@ from tests.infra.mlflow_pipeline import MLFLOW_WARNINGS
 
 __all__ = ["site"]  # a fixture
 
-pytestmark = [pytest.mark.browser, MLFLOW_WARNINGS]
+pytestmark = [pytest.mark.browser, pytest.mark.long, MLFLOW_WARNINGS]  # two minutes together
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
 CURVES = (

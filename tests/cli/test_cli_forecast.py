@@ -12,7 +12,8 @@ import yaml
 from bam_core.planner.estimate import seconds
 from pipelines.recipe import load_recipe
 from pipelines.wiring import Settings, calibrating, make_plan
-from pipelines.wiring.estimating import forecast, open_cluster
+from pipelines.wiring.cluster_files import open_cluster
+from pipelines.wiring.estimating import forecast
 from pipelines.wiring.planning import Selection
 from pipelines.workload import TextFacts, n_masks, works
 from tests.cli.conftest import Bam

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from bam_core.config import AttentionExperts, FFNExperts, ModelConfig, SharedExperts
 from bam_core.errors import InvalidInput
-from bam_core.nn import decode
+from bam_core.nn import products
 from bam_core.nn.attention import Cache
-from bam_core.nn.decode import LAID_OUT_FROM, Decoder
+from bam_core.nn.decode import Decoder
 from bam_core.nn.layers import rotary_tables
 from bam_core.nn.lm import LM
 from bam_core.nn.moa import MixtureOfAttention
+from bam_core.nn.products import LAID_OUT_FROM, Product
 
 EXACT = {"rtol": 1e-10, "atol": 1e-11}
 TIME = 9
@@ -119,7 +120,7 @@ def test_packed_weights_are_as_close_to_float64_as_the_model_in_bf16(name: str, 
 
 def test_weights_are_packed_for_several_rows_and_many_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     packed: list[Tensor] = []
-    monkeypatch.setattr(decode, "_packed", lambda w: packed.append(w) or w)
+    monkeypatch.setattr(products, "_packed", lambda w: packed.append(w) or w)
     model = build(CONFIGS["bam"]).cast(torch.bfloat16)
     for rows, steps in ((1, 99), (2, LAID_OUT_FROM - 1)):
         Decoder(model, rows=rows, steps=steps)(tokens(rows), Cache(model.config, rows, TIME, torch.bfloat16))
@@ -199,8 +200,8 @@ def test_an_expert_that_no_row_has_a_gate_for_costs_no_queries_no_scores_and_no_
     gates = torch.tensor([[[0.7, 0.0, 0.0]], [[0.5, 0.0, 0.4]]], dtype=torch.float64)
     monkeypatch.setattr(model.blocks[0].attn, "gates", lambda _: gates)
     read: list[Tensor] = []
-    real = decode._Product.__call__
-    monkeypatch.setattr(decode._Product, "__call__", lambda self, x: read.append(self.weight) or real(self, x))
+    real = Product.__call__
+    monkeypatch.setattr(Product, "__call__", lambda self, x: read.append(self.weight) or real(self, x))
     caches = [Cache(model.config, 2, 1, torch.float64) for _ in range(2)]
     found = Decoder(model, rows=2, steps=1)(tokens(2, 1), caches[0])
     attention = model.blocks[0].attn

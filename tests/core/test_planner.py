@@ -18,7 +18,7 @@ from bam_core.nn.costs import flops_per_token, params_total, training_bytes, tra
 from bam_core.nn.short_attention import MAX_ROW
 from bam_core.planner.calibration import Calibration, Prices, fit, non_negative
 from bam_core.planner.cluster import NodeKind, nodes_of, read_cluster
-from bam_core.planner.estimate import Pass, Work, at, estimate, memory
+from bam_core.planner.estimate import OTHER_DEVICE, Pass, Work, at, estimate, memory
 from bam_core.planner.fit import refusal, room_of_each, smallest_change
 from bam_core.planner.work import BLOCK, PASS_COSTS, PEAK_BYTES, SHORT_ROW, STEP_COSTS, Training, pass_costs
 
@@ -123,6 +123,14 @@ def test_text_and_passes_and_writing_add_up() -> None:
     assert estimate(Work("report"), DEVICE, "local").seconds == 2.0, "as the longest kind that was measured"
 
 
+def test_a_gpu_where_a_cpu_was_calibrated_is_said() -> None:
+    assert estimate(Work("seed", training=training()), DEVICE, "local").unknown == ()
+    assert estimate(Work("data", gpu=True), DEVICE, "local").unknown == (), "it computes nothing"
+    assert estimate(Work("seed", training=training(gpu=True), gpu=True), DEVICE, "local").unknown == (OTHER_DEVICE,)
+    on_gpu = replace(DEVICE, kind="cuda")
+    assert estimate(Work("evaluate", passes=(Pass(DENSE, 1, 1),)), on_gpu, "local").unknown == (OTHER_DEVICE,)
+
+
 def test_threads_between_those_that_were_measured() -> None:
     counts = dict.fromkeys(STEP_COSTS, 1.0)
     one, two, four, eight = (DEVICE.step_seconds(counts, threads) for threads in (1, 2, 4, 8))
@@ -149,6 +157,8 @@ def test_prices_are_found_again_and_say_how_far_off_they_are() -> None:
     found = fit(counts, [true(row) for row in counts])
     assert [found(row) / true(row) for row in counts] == pytest.approx([1.0] * len(counts), rel=1e-3)
     assert found.worst < 1.2
+    floor = {"products": 2 * true.of["products"]}
+    assert fit(counts, [true(row) for row in counts], floor).of["products"] == floor["products"]
     assert fit(counts, [true(row) * (1.5 if i == 3 else 1) for i, row in enumerate(counts)]).worst > 1.2
 
 

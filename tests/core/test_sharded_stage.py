@@ -92,6 +92,8 @@ def test_two_ranks_write_the_model_that_one_writes(
     sharded = group.run(stage, 2, tmp_path / "sharded", inputs, start, "fsdp")
     assert alone["values_held"] > 0
     assert [rank["values_held"] for rank in sharded] == [0, 0], "a whole model was made"
+    for figures in (alone["figures"], sharded[0]["figures"]):
+        assert figures.pop("peak_memory_bytes") > 0
     assert sharded[0]["figures"] == pytest.approx(alone["figures"], rel=FLOAT32_ROUNDING)
     one, two = (tmp_path / which / "out" for which in ("alone", "sharded"))
     assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}

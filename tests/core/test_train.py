@@ -68,6 +68,15 @@ def test_history_covers_every_step_once(tmp_path: Path) -> None:
     assert progress.history[-1]["lr"] == pytest.approx(PHASE.lr * PHASE.min_lr_frac)
 
 
+def test_masters_start_with_every_digit_of_the_weights(tmp_path: Path) -> None:
+    model = fresh(MIXTURE)
+    before = {name: param.detach().clone() for name, param in model.named_parameters()}
+    optimizer, _ = train(model, RandomRows(), replace(PHASE, lr=0.0, dtype="bf16"), Worker(tmp_path), Pace())
+    assert model.embed.weight.dtype == torch.bfloat16
+    for name, master in optimizer.masters():
+        assert torch.equal(master, before[name]), name
+
+
 def test_training_learns(tmp_path: Path) -> None:
     class Fixed(RandomRows):
         def batch(self, step: int, rows_per_batch: int) -> np.ndarray:

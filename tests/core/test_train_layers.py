@@ -75,9 +75,13 @@ def fresh_compiler() -> Iterator[None]:
 def test_compiled_layers_differ_by_rounding(tmp_path: Path, fresh_compiler: None, name: str, again: bool) -> None:
     eager = trained(tmp_path, name, PACE)
     compiled = trained(tmp_path, name, replace(PACE, compile=True, activation_checkpointing=again))
-    rounding = 0.02 if name.endswith("bf16") else 1e-9
+    rounding, tie = (0.02, 1 / PHASE.batch_tokens) if name.endswith("bf16") else (1e-9, 0.0)
     for one, other in zip(compiled[0], eager[0], strict=True):
-        assert one == pytest.approx(other, rel=rounding)
+        for figure, value in other.items():
+            # A token between two experts goes to the one or the other by rounding: loads are fractions of few tokens.
+            loosely = 1.01 * tie if figure.endswith("_load") else 0.0
+            assert one[figure] == pytest.approx(value, rel=rounding, abs=loosely), figure
+        assert one.keys() == other.keys()
 
 
 def test_compiling_without_a_compiler_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,3 +114,6 @@ def test_pareto_of_what_it_cannot_weigh_says_why(finished: Place) -> None:
     assert plain.status == 2
     assert "has no attention experts" in plain.err
     assert finished.bam("pareto", "evaluate").status == 2
+    high = finished.bam("pareto", "train.bam", "--threshold", "0.5")
+    assert high.status == 2
+    assert "threshold 0.5: must be at most 0.333, one in 3 experts" in high.err

@@ -27,7 +27,16 @@ Plant = Callable[[Patch], None]
 
 def other_pairs(patch: Patch) -> None:
     swapped = {"half": "interleaved", "interleaved": "half"}
-    patch.setattr(attention, "apply_rotary", lambda x, cos, sin, pairs="half": ROTATE(x, cos, sin, swapped[pairs]))
+    plain = attention.half_pairs
+
+    def half_pairs(w: Tensor, config: Any) -> Tensor:
+        return plain(w, replace(config, rotary_pairs=swapped[config.rotary_pairs]))
+
+    patch.setattr(attention, "half_pairs", half_pairs)
+
+
+def rows_of_pairs_not_reordered(patch: Patch) -> None:
+    patch.setattr(attention, "half_pairs", lambda w, config: w)
 
 
 def last_channels_rotate(patch: Patch) -> None:

@@ -108,7 +108,7 @@ ROWS = [
     Row(published, {"name": "cohere"}, planted.other_pairs),
     Row(published, {"name": "stablelm-sequential"}, planted.norm_without_mean),
     Row(pairs, {"rotary_frac": 1.0}, planted.other_pairs),
-    Row(pairs, {"rotary_frac": 0.5}, planted.last_channels_rotate),
+    Row(pairs, {"rotary_frac": 0.5}, planted.rows_of_pairs_not_reordered),
     *(Row(module, {"name": name}, planted.no_scale) for name in test_attention_modules.MODULES),
     Row(module, {"name": "gptj"}, planted.other_pairs),
     Row(module, {"name": "neox-rotary-quarter"}, planted.last_channels_rotate),

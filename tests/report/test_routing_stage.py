@@ -20,6 +20,7 @@ from bam_core.data.packing import Rows
 from bam_core.data.shards import ShardedRows, write_shards
 from bam_core.evaluate import information
 from bam_core.evaluate.knock_out import masked, score_rows
+from bam_core.graph.stage import Resources
 from bam_core.nn.lm import LM, init_weights
 from pipelines.stages.routing import run
 
@@ -50,7 +51,7 @@ def routed(inputs: Mapping[str, Path], out: Path, **config: Any) -> dict[str, An
     out.mkdir()
     asked = {"models": list(MODELS), "domains": list(NAMES), "tokens": 30, "knock_out_tokens": 24, "dtype": "fp64"}
     context: Any = SimpleNamespace(
-        config=asked | config, inputs=inputs, out=out, resources=SimpleNamespace(cpus=1), log=lambda step, metrics: None
+        config=asked | config, inputs=inputs, out=out, resources=Resources(), log=lambda step, metrics: None
     )
     return dict(run(context))
 

@@ -36,6 +36,10 @@ def marker(tmp_path: Path) -> Path:
     return tmp_path / "a-pickle-has-run"
 
 
+FORMS = [pytest.param(kind, marks=[] if kind in ("pickle", "torch") else [pytest.mark.long]) for kind in bombs.KINDS]
+"""`make test` takes the two that torch would open; all five together take a minute."""
+
+
 @pytest.mark.parametrize("kind", ["pickle", "torch", "numpy"])
 def test_the_bombs_work(kind: str, marker: Path, tmp_path: Path) -> None:
     file = tmp_path / "bomb"
@@ -59,7 +63,7 @@ def test_pickles_lying_in_every_folder_of_a_store_do_not_run(done: Place, marker
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("kind", bombs.KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 def test_a_pickle_in_place_of_each_file_of_an_artifact_does_not_run(done: Place, marker: Path, kind: str) -> None:
     """The records are forged to match, so that nothing but the reading of a file stands in the way."""
     bomb = bombs.KINDS[kind](marker)
@@ -80,7 +84,7 @@ def test_a_type_that_is_a_pickle_in_an_arrow_file_does_not_run(done: Place, mark
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("kind", bombs.KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 def test_a_pickle_in_place_of_the_stores_own_files_does_not_run(done: Place, marker: Path, kind: str) -> None:
     bomb = bombs.KINDS[kind](marker)
     for name in ("record.json", "lease.json", "attempts/0001/error.json", "attempts/0001/progress.json"):
@@ -91,7 +95,7 @@ def test_a_pickle_in_place_of_the_stores_own_files_does_not_run(done: Place, mar
     _require_words_not_code(done, marker)
 
 
-@pytest.mark.parametrize("kind", bombs.KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 def test_a_pickle_in_place_of_a_checkpoint_does_not_run(up_to: Callable[..., Place], marker: Path, kind: str) -> None:
     place = killed_in_training(up_to("tokenizer", "data.*"), "seed")
     files = [file for file in (place.store / "training").rglob("*") if file.is_file()]
