@@ -130,6 +130,7 @@ class PipelineRun:
         self._errors: dict[str, str] = {}
         self._last: dict[str, Mapping[str, Any]] = {}
         self._held: dict[str, float] = {}
+        self._holders: dict[str, str] = {}
 
     def run(self, executor: Executor, task: Task, max_parallel: int) -> str:
         """Run to the end of what can be run. Returns `done` or `failed`."""
@@ -142,13 +143,13 @@ class PipelineRun:
             while not self._schedule.finished:
                 for stage in self._schedule.startable(self._held_now()):
                     self._schedule.started(stage.name)
-                    self._clock[stage.name] = (time.monotonic(), None)
+                    self._clock.setdefault(stage.name, (time.monotonic(), None))
                     executor.submit(stage, task.call, self._jobs[stage.name], *task.args)
                 for name, outcome in self._wait(executor):
                     self._ended(name, outcome)
                 self._display.update(self.states())
         except ExecutorLost as error:
-            for name in [name for name, (_, ended) in self._clock.items() if ended is None]:
+            for name in [name for name, status in self._schedule.statuses.items() if status == "running"]:
                 self._ended(name, error)
         finally:
             self._display.update(self.states())
@@ -164,9 +165,9 @@ class PipelineRun:
         return {name for name, since in self._held.items() if time.monotonic() < since + HELD_S}
 
     def _ended(self, name: str, outcome: Any) -> None:
-        if isinstance(outcome, LeaseHeld):
+        if isinstance(outcome, LeaseHeld):  # it goes on being shown as running: elsewhere
             self._held[name] = time.monotonic()
-            del self._clock[name]
+            self._holders[name] = str(outcome).partition(": ")[2].partition(";")[0]
             self._schedule.put_back(name)
             return
         self._clock[name] = (self._clock[name][0], time.monotonic())
@@ -184,7 +185,7 @@ class PipelineRun:
 
     def _state(self, decision: Decision) -> StageState:
         status = self._status(decision)
-        reason = self._errors.get(decision.stage, decision.reason)
+        reason = self._errors.get(decision.stage) or self._holders.get(decision.stage, decision.reason)
         progress = self._progress(decision.stage) if status == "running" else self._last.get(decision.stage)
         return StageState(
             decision.stage,

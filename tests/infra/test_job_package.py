@@ -46,7 +46,7 @@ def test_the_code_runs_from_the_package_alone(tmp_path: Path) -> None:
     job_package({"start.py": start}).write(tmp_path / "a.zip")
     folder = tmp_path / "unpacked"
     zipfile.ZipFile(tmp_path / "a.zip").extractall(folder)
-    cli = folder / "pipelines" / "cli" / "views.py"
+    cli = folder / "pipelines" / "cli" / "doctor.py"
     cli.write_text(cli.read_text().replace("Is everything there that a run needs?", "It is the package that runs."))
     done = subprocess.run(
         [sys.executable, "start.py", "doctor", "--help"], cwd=folder, capture_output=True, text=True, check=False
