@@ -25,7 +25,9 @@ ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
 Setting = tuple[str, str]
 """Implementation of the experts and of attention, as transformers names them."""
 TOLERANCE = 1e-4
-WORSE = 1.25
+WORSE = 2.0
+"""Times that ours may be as far from float32 in bf16 as theirs, at the median token: tokens near a tie of their router
+go to another expert on one side or the other, more of them in every layer, so the two are not medians of the same."""
 
 
 def btx(dense: ModelConfig) -> ModelConfig:
