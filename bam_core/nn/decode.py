@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bam_core.nn.attention import Attention, Cache, LayerCache, Rotary, attend
+from bam_core.nn.attention import Attention, Cache, LayerCache, Rotary, attend, half_pairs
 from bam_core.nn.block import Block
 from bam_core.nn.layers import apply_rotary, norm_channels, rotary_tables
 from bam_core.nn.lm import LM
@@ -95,44 +95,22 @@ class _Attention:
         self._module, self._config = module, module.config
         experts = module.experts if isinstance(module, MixtureOfAttention) else None
         self._kv, self._n_experts = (experts.kv, experts.n_experts) if experts is not None else ("expert", 1)
-        w_q, w_k, w_v = (w.detach().flatten(0, -2) for w in (module.w_q, module.w_k, module.w_v))
+        w_q, w_k = (half_pairs(w.detach(), self._config).flatten(0, -2) for w in (module.w_q, module.w_k))
+        w_v = module.w_v.detach().flatten(0, -2)
         self._n_queries, self._n_keys = len(w_q) // self._config.head_dim, len(w_k) // self._config.head_dim
         self._q_norm, self._k_norm = (
-            norm.detach().flatten()[self._order(norm.numel(), norm.device)] if norm is not None else None
+            half_pairs(norm.detach().unsqueeze(-1), self._config).flatten() if norm is not None else None
             for norm in (module.q_norm, module.k_norm)
         )
         sparse = experts is not None and (experts.top_k < experts.n_experts or experts.threshold > 0)
         self._leaves_out = sparse and self._kv != "value_only"
         if self._leaves_out:
-            queries = self._side_by_side((w_q, True)).chunk(self._n_experts)
-            self._keys_values = Product(self._side_by_side((w_k, True), (w_v, False)), layout)
-            self._queries = [Product(w_RD, layout) for w_RD in queries]
+            self._keys_values = Product(torch.cat((w_k, w_v)), layout)
+            self._queries = [Product(w_RD, layout) for w_RD in w_q.chunk(self._n_experts)]
             self._outputs = [Product(w_RD.T, layout) for w_RD in module.w_o]
         else:
-            self._all = Product(self._side_by_side((w_q, True), (w_k, True), (w_v, False)), layout)
+            self._all = Product(torch.cat((w_q, w_k, w_v)), layout)
             self._output = Product(module.w_o.flatten(0, -2).T, layout)
-
-    def _side_by_side(self, *parts: tuple[Tensor, bool]) -> Tensor:
-        """One matrix of these, in one pass; true of those that turn: queries and keys."""
-        first, start = parts[0][0], 0
-        found = first.new_empty(sum(len(w_RD) for w_RD, _ in parts), first.shape[1])
-        for w_RD, turns in parts:
-            part = found[start : start + len(w_RD)]
-            if turns and self._config.rotary_pairs == "interleaved":
-                torch.index_select(w_RD, 0, self._order(len(w_RD), w_RD.device), out=part)
-            else:
-                part.copy_(w_RD)
-            start += len(w_RD)
-        return found
-
-    def _order(self, n_rows: int, device: torch.device) -> Tensor:
-        """Of the rows of queries or keys, so that rotary pairs are (j, j + R/2): alike for both, so scores stay."""
-        row = torch.arange(n_rows, device=device)
-        if self._config.rotary_pairs == "half":
-            return row
-        heads = row.view(-1, self._config.head_dim)
-        turning, still = heads.tensor_split((self._config.rotary_dim,), 1)
-        return torch.cat((turning[:, ::2], turning[:, 1::2], still), 1).flatten()
 
     def __call__(self, h_BTD: Tensor, rotary: Rotary, cache: LayerCache, asked: slice) -> Tensor:
         """The output at the positions asked for; all go into the cache."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -24,7 +24,7 @@ from bam_core.planner.work import Training, pass_costs
 from bam_core.protocols import Metrics
 from bam_core.train.loop import DTYPES, Pace, train
 from bam_core.train.meter import product_flops_per_s
-from bam_core.train.pacing import Paced, step_seconds
+from bam_core.train.pacing import Alone, Paced, step_seconds
 from bam_core.train.peak import peak_of_process
 
 Clock = Callable[[], float]
@@ -167,7 +167,7 @@ def peak_bytes(point: Point, kind: str, threads: int) -> int:
     model = LM(point.model)
     init_weights(model, 0)
     with tempfile.TemporaryDirectory(prefix="bam-peak-") as folder:
-        worker = _Saving(Path(folder), kind, threads)
+        worker = _Saving(kind, threads, folder=Path(folder))
         pace = Pace(point.micro_batch_rows, checkpoint_steps=2)
         optimizer, _ = train(model, _Rows(point.model), point.phase, worker, pace)
         write_model(Path(folder, "model"), point.model, optimizer.masters(), tokenizer=None, card=None)
@@ -184,18 +184,10 @@ class _Rows:
 
 
 @dataclass
-class _Saving:
-    """A worker group of one that writes its checkpoints."""
+class _Saving(Alone):
+    """It writes its checkpoints."""
 
-    folder: Path
-    device: str
-    threads: int
-    rank: int = 0
-    world_size: int = 1
-    inputs: Mapping[str, Path] = field(default_factory=dict)
-
-    def resume_dir(self) -> Path | None:
-        return None
+    folder: Path = field(kw_only=True)
 
     def save(
         self, step: int, write: Callable[[Path], None], *, metrics: Metrics | None = None, sharded: bool = False
@@ -203,6 +195,3 @@ class _Saving:
         target = self.folder / f"step-{step}"
         target.mkdir()
         write(target)
-
-    def log(self, step: int, metrics: Metrics) -> None:
-        pass

@@ -22,7 +22,6 @@ from bam_core.protocols import TrainWorker
 from bam_core.train.collapse import watch_batch
 from bam_core.train.judge import Judge
 from bam_core.train.layers import compile_layers, recompute_activations
-from bam_core.train.memory import keep_freed_memory
 from bam_core.train.meter import Meter
 from bam_core.train.optim import Optimizer, learning_rate, master_dtype
 from bam_core.train.parallel import micro_batches_of_rank, rows_of_rank, sum_over_ranks
@@ -84,7 +83,6 @@ def train(
     spikes, and where the config says so on routers that collapse; the last good checkpoint stays.
     """
     torch.set_num_threads(worker.threads)
-    keep_freed_memory()
     optimizer = _place(model, config, worker, pace, weights)
     checkpoints = Checkpoints(worker, optimizer)
     n_micro = micro_batches_of_rank(config.rows_per_batch, pace.micro_batch_rows, worker.world_size)

@@ -50,7 +50,7 @@ class _Watched:
 
 
 @dataclass
-class _Alone:
+class Alone:
     """A worker group of one that keeps nothing."""
 
     device: str
@@ -88,7 +88,7 @@ def step_seconds(
     init_weights(model, seed)
     rows = _Watched(paced.model.vocab_size, phase.seq_len + 1, clock)
     pace = replace(paced.pace, checkpoint_steps=phase.n_steps + 1, strategy="ddp")
-    train(model, rows, phase, _Alone(paced.device, paced.threads), pace)
+    train(model, rows, phase, Alone(paced.device, paced.threads), pace)
     times = rows.asked[WARM_UP:]
     return [end - start for start, end in pairwise(times)]
 

@@ -20,7 +20,6 @@ import torch
 from bam_core.config import AttentionExperts, FFNExperts, ModelConfig, TrainConfig
 from bam_core.nn.costs import params_total, training_flops
 from bam_core.nn.lm import LM, init_weights
-from bam_core.train.memory import keep_freed_memory
 from bam_core.train.optim import Optimizer
 from bam_core.train.step import accumulate_gradient
 from tests.benchmarks.result import OUT, write_result
@@ -145,7 +144,6 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, action="append")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    keep_freed_memory()  # as a training does
     all_measured = [measure(size, options.device, options.rounds) for size in options.size or SIZES]
     rows = [figures(measured, name) for measured in all_measured for name in measured.steps]
     print(f"{'size':<12}{'model':<8}{'tokens/s':>10}{'GFLOP/s':>10}{'of product':>12}")
