@@ -305,6 +305,8 @@ def _evaluate(recipe: Recipe, digests: Mapping[str, str]) -> Stage:
         "dtype": recipe.evaluate.dtype,
         "seeds": [recipe.seed],
     }
+    if recipe.evaluate.part:
+        config["part"] = list(recipe.evaluate.part)
     if recipe.ensemble:
         config["ensemble"] = list(experts(recipe).values())
     tasks, files = texts.asked_tasks(recipe, digests)

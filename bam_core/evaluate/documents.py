@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bam_core.data.packing import ROWS_PER_BLOCK
-from bam_core.errors import ArtifactDamaged
+from bam_core.errors import ArtifactDamaged, InvalidInput, Problem
 from bam_core.evaluate.perplexity import Rows
 
 GOLDEN = (sqrt(5) - 1) / 2
@@ -99,16 +99,24 @@ class Chosen:
     n_bytes: NDArray[np.int64]
 
 
-def choose(documents: Documents, max_tokens: int) -> Chosen:
+def choose(documents: Documents, max_tokens: int, part: tuple[int, int] = (1, 1)) -> Chosen:
     """Documents spread over the whole set, until they have `max_tokens` predicted tokens or there are no more.
 
     Whole ones, the one that reaches `max_tokens` too: leaving it out would favour short documents. Only of one that
     is longer than `max_tokens` by itself the first `max_tokens` are taken, so there are never twice as many. The cut
     one is left out unless it is the only one. The order is by the number alone, number * GOLDEN modulo 1: a document's
     length does not count, a larger `max_tokens` only adds, and every model is scored on the same.
+
+    part: (i, n), of every n documents that follow each other only the i-th, from 1: what is chosen on one part can be
+    judged on another. Raises InvalidInput where that leaves none.
     """
     assert max_tokens > 0, max_tokens
-    numbers = np.arange(max(1, len(documents) - documents.cut))
+    place, n_parts = part
+    assert 1 <= place <= n_parts, part
+    numbers = np.arange(max(1, len(documents) - documents.cut))[place - 1 :: n_parts]
+    if not len(numbers):
+        found = f"part {place} of {n_parts}"
+        raise InvalidInput("evaluation", [Problem("part", found, f"the held-out text has {len(documents)} documents")])
     numbers = numbers[np.argsort(numbers * GOLDEN % 1, kind="stable")]
     tokens = np.minimum(documents.tokens[numbers], max_tokens)
     n_chosen = int(np.searchsorted(tokens.cumsum(), max_tokens)) + 1

@@ -270,6 +270,8 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
     if spec.stride is not None and not 1 <= spec.stride <= (row or spec.stride):
         expected = f"must be at least 1 and at most a window, {row} tokens" if row else "must be at least 1"
         yield Problem("evaluate.stride", spec.stride, expected, "leave it out for half a window")
+    if spec.part is not None and not 1 <= spec.part[0] <= spec.part[1]:
+        yield Problem("evaluate.part", list(spec.part), "must be [i, n] with i from 1 to n")
     for name in ("max_overlap", "max_contaminated"):
         value = getattr(spec, name)
         if value is not None and not 0 <= value <= 1:

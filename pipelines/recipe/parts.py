@@ -11,11 +11,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
+from bam_core.plugins import is_plugin_name
 from pipelines.recipe.base import Named, Part
 from pipelines.recipe.data import Planned, PlannedForExpert
 from pipelines.recipe.overrides import Match
+from pipelines.recipe.plugged import MetricName, SourceName
 from pipelines.recipe.routing import MaybeRouting, Routing
-from pipelines.recipe.values import Count, Number, Text, Workers
+from pipelines.recipe.values import Count, Number, PartOf, Text, Workers
 
 Dtype = Literal["bf16", "fp32", "fp64"]
 
@@ -58,6 +60,13 @@ class HubText(Licensed):
     column: Text = "text"
 
 
+class PluggedText(Licensed):
+    """Text of a plug-in's kind of source. options: for the plug-in; they are a part of the text's identity."""
+
+    kind: SourceName
+    options: dict[str, Any] = Field({})
+
+
 class ClusterText(Part):
     """The documents of one cluster of the text that `discover.OF` has divided; its licence is that of the text."""
 
@@ -91,6 +100,8 @@ def _by_kind(table: Mapping[str, type[Part]]) -> Discriminator:
 
     def tag(value: Any) -> str | None:
         kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+        if is_plugin_name(kind) and table is not TOKENIZERS:
+            return PluggedText.__name__
         return table[kind].__name__ if isinstance(kind, str) and kind in table else None
 
     return Discriminator(tag)
@@ -101,6 +112,7 @@ AnyText = (
     | Annotated[GeneratedMath, Tag("GeneratedMath")]
     | Annotated[FileText, Tag("FileText")]
     | Annotated[HubText, Tag("HubText")]
+    | Annotated[PluggedText, Tag("PluggedText")]
 )
 TextSource = Annotated[AnyText, _by_kind(TEXTS)]
 Source = Annotated[AnyText | Annotated[ClusterText, Tag("ClusterText")], _by_kind(SOURCES)]
@@ -283,10 +295,14 @@ class Evaluate(Part):
     max_overlap: share of a held-out document's runs of 13 words that may occur in training text. max_contaminated:
     fraction of a domain's held-out documents that may have more. allow_overlap: go on where there are more. routing:
     what to write down of the mixtures' routers. baselines: variants or stages that the mixtures are compared with.
+    part: [i, n], of the held-out documents every n-th, the i-th first: choose settings on one part, judge on another.
+    metrics: of plug-ins, computed beside perplexity.
     """
 
     tokens: Count = 100_000
     stride: Count | None = None
+    part: PartOf | None = None
+    metrics: list[MetricName] = Field([])
     tasks: list[Tasks] = Field([])
     dtype: Dtype = "fp32"
     max_overlap: Number = 0.5

@@ -68,6 +68,20 @@ Workers = Annotated[
 ]
 """(fewest, most) processes of a worker group: equal unless it is elastic."""
 
+def parse_share(value: Any) -> tuple[int, int]:
+    """Which of how many parts, from a list of the two. Raises ValueError."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError("must be [i, n], the i-th of n parts, such as [1, 2]")
+    return parse_count(value[0]), parse_count(value[1])
+
+
+PartOf = Annotated[
+    tuple[int, int],
+    BeforeValidator(parse_share),
+    WithJsonSchema({"type": "array", "items": _COUNT_SCHEMA, "minItems": 2, "maxItems": 2}),
+]
+"""(i, n): the i-th of n parts, from 1."""
+
 Number = Annotated[
     float,
     BeforeValidator(parse_number),

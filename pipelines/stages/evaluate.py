@@ -70,10 +70,8 @@ def run(context: StageContext) -> Mapping[str, Any]:
 def _documents(context: StageContext, token_bytes: np.ndarray[Any, np.dtype[np.int32]]) -> dict[str, Chosen]:
     """Domain -> the held-out documents that every model is scored on."""
     rows = {domain: ShardedRows(context.inputs[f"data.{domain}"] / "valid") for domain in context.config["domains"]}
-    return {
-        domain: choose(Documents.of(its_rows, token_bytes), context.config["tokens"])
-        for domain, its_rows in rows.items()
-    }
+    asked = context.config["tokens"], tuple(context.config.get("part", (1, 1)))
+    return {domain: choose(Documents.of(its_rows, token_bytes), *asked) for domain, its_rows in rows.items()}
 
 
 def _by_document(scored: Mapping[str, Mapping[str, Scored]]) -> pa.Table:

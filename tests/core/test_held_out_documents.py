@@ -19,7 +19,7 @@ from torch import Tensor
 from bam_core.config import AttentionExperts, FFNExperts, ModelConfig, SharedExperts
 from bam_core.data.packing import pack
 from bam_core.data.shards import ShardedRows, write_shards
-from bam_core.errors import ArtifactDamaged
+from bam_core.errors import ArtifactDamaged, InvalidInput
 from bam_core.evaluate import documents as documents_module
 from bam_core.evaluate.documents import Documents, choose
 from bam_core.evaluate.perplexity import DomainScore, score, token_average_nll, token_nll
@@ -83,6 +83,23 @@ def a_model(config: ModelConfig, seed: int = 0) -> LM:
         if name.endswith(("embed.weight", "router")):
             parameter.data *= 20  # so that texts, models and experts differ
     return model.double()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 14), min_size=4, max_size=12), st.integers(1, 4), st.integers(1, 60))
+def test_parts_share_no_document_and_leave_none_out(lengths: list[int], n_parts: int, max_tokens: int):
+    """With room for all of them; with less room each part still keeps to its own."""
+    documents = found_in(some_texts([*lengths, 30]), seq_len=3)
+    whole = choose(documents, 10_000).numbers.tolist()
+    parts = [choose(documents, 10_000, (place, n_parts)).numbers.tolist() for place in range(1, n_parts + 1)]
+    assert sorted(number for part in parts for number in part) == whole
+    for place, part in enumerate(parts, 1):
+        assert set(choose(documents, max_tokens, (place, n_parts)).numbers.tolist()) <= set(part)
+
+
+def test_a_part_without_documents_is_refused():
+    with pytest.raises(InvalidInput, match="part 3 of 3"):
+        choose(found_in(some_texts([4, 4])), 10, (3, 3))
 
 
 @settings(max_examples=60, deadline=None)

@@ -66,6 +66,7 @@ def test_work_grows_with_the_stages_and_not_with_their_square(monkeypatch: pytes
         (["ensemble=false"], {}, RESULTS),
         (["evaluate.tokens=10k"], {}, RESULTS),
         (["evaluate.stride=64"], {}, RESULTS),
+        (["evaluate.part=[2,2]"], {}, RESULTS),
         (["evaluate.routing.tokens=100"], {}, {"routing", "report"}),
         (["evaluate.routing=false"], {}, {"routing", "report"}),
         (["evaluate.routing=true"], {}, set()),

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from recipes import GOOD, MISSING, spoiled
 
 from bam_core.config import ModelConfig, SharedExperts
+from bam_core.config.block import OPTIONS
 from bam_core.errors import InvalidInput, UsageError
 from bam_core.upcycle.variants import AttentionSpec, FFNSpec, MergeSpec, Variant
 from pipelines import bam
@@ -266,6 +267,8 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"evaluate.tokens": 31}, "evaluate.tokens", "at least one row, 32"),
     ({"evaluate.stride": 0}, "evaluate.stride", "at least 1 and at most a window, 32 tokens"),
     ({"evaluate.stride": 33}, "evaluate.stride", "at least 1 and at most a window, 32 tokens"),
+    ({"evaluate.part": [3, 2]}, "evaluate.part", "i from 1 to n"),
+    ({"evaluate.part": 2}, "evaluate.part", "the i-th of n parts"),
     ({"evaluate.routing": {"tokens": 0}}, "evaluate.routing.tokens", "at least 1"),
     ({"evaluate.routing": {"knock_out_tokens": -1}}, "evaluate.routing.knock_out_tokens", "at least 0"),
     ({"evaluate.routing": {"token": 1}}, "evaluate.routing.token", "did you mean 'tokens'"),
@@ -437,6 +440,7 @@ def test_a_recipe_has_the_cores_keys_of_models_and_phases_with_their_defaults() 
     given, written = recipe.dense_config(), {*GOOD["model"], "vocab_size", "n_kv_heads"}
     assert {field.name for field in fields(ModelConfig)} - written - set(recipe.model.to_dict()) == {
         *("attention", "ffn", "experts", "shared", "layout_version"),
+        *OPTIONS,  # of models that are imported
     }
     assert given.identity().keys() == {*GOOD["model"], "vocab_size"}
     assert recipe.mixture_training().identity().keys() == {
