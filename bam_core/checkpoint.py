@@ -187,10 +187,10 @@ def write_model(
     total_bytes = 0
     with ThreadPoolExecutor(1, "disk") as disk:
         synced = []
-        for shard in _shards(tensors, max_shard_bytes):
+        for shard in filled_shards(tensors, max_shard_bytes):
             assert shapes.keys().isdisjoint(shard), f"tensors given twice: {shapes.keys() & shard.keys()}"
-            part, shard_bytes = folder / _part(len(shards)), sum(tensor.nbytes for tensor in shard.values())
-            _write_shard(part, shard)
+            part, shard_bytes = folder / part_name(len(shards)), sum(tensor.nbytes for tensor in shard.values())
+            write_shard(part, shard, {"layout_version": str(LAYOUT_VERSION)})
             if shard_bytes >= MIN_SYNCED_BYTES:  # the disk works while the next one is made
                 synced.append(disk.submit(_bring_to_disk, part))
             shards.append(sorted(shard))
@@ -204,7 +204,7 @@ def write_model(
     digests |= {name: made[name]["sha256"] for name in shapes} if made is not None else {}
     for stale in folder.glob(f"{Path(WEIGHTS).stem}*.safetensors*"):
         stale.unlink()  # of an earlier model in this folder: an index of its shards would be read first
-    _name_shards(folder, shards, total_bytes)
+    name_shards(folder, shards, total_bytes)
     if tokenizer is not None:
         shutil.copyfile(tokenizer, folder / "tokenizer.json")
     if card is not None:
@@ -213,10 +213,13 @@ def write_model(
     _write_json(folder / CONFIG, config.to_json() | {"bam": kept})
 
 
-def _write_shard(path: Path, shard: dict[str, Tensor]) -> None:
-    # One entry of metadata only: safetensors writes several in a random order, and bytes must not vary.
+def write_shard(path: Path, shard: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """metadata: one entry only, since safetensors writes several in a random order, and bytes must not vary.
+
+    Raises StoreError if the file cannot be written.
+    """
     try:
-        save_file(shard, path, metadata={"layout_version": str(LAYOUT_VERSION)})
+        save_file(shard, path, metadata=dict(metadata))
     except SafetensorError as error:
         raise StoreError(f"{path}: cannot be written ({error})") from error
 
@@ -229,11 +232,13 @@ def _bring_to_disk(path: Path) -> None:
         raise StoreError(f"{path}: cannot be written ({error})") from error
 
 
-def _part(index: int) -> str:
+def part_name(index: int) -> str:
+    """Of a shard, as long as it is not known how many there are."""
     return f"model-{index + 1:05d}.part"
 
 
-def _shards(tensors: Iterable[tuple[str, Tensor]], max_bytes: int) -> Iterator[dict[str, Tensor]]:
+def filled_shards(tensors: Iterable[tuple[str, Tensor]], max_bytes: int) -> Iterator[dict[str, Tensor]]:
+    """The tensors, as many at a time as fit into one file; clear what you got before you ask for the next."""
     shard: dict[str, Tensor] = {}
     size = 0
     for name, tensor in tensors:
@@ -251,14 +256,15 @@ def _shards(tensors: Iterable[tuple[str, Tensor]], max_bytes: int) -> Iterator[d
         yield shard
 
 
-def _name_shards(folder: Path, shards: Sequence[Sequence[str]], total_bytes: int) -> None:
+def name_shards(folder: Path, shards: Sequence[Sequence[str]], total_bytes: int) -> None:
+    """Give parts their final names, and several an index. shards: the names of the tensors of each."""
     if len(shards) == 1:
-        (folder / _part(0)).rename(folder / WEIGHTS)
+        (folder / part_name(0)).rename(folder / WEIGHTS)
         return
     weight_map: dict[str, str] = {}
     for index, names in enumerate(shards):
         shard = f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
-        (folder / _part(index)).rename(folder / shard)
+        (folder / part_name(index)).rename(folder / shard)
         weight_map |= dict.fromkeys(names, shard)
     _write_json(
         folder / INDEX,

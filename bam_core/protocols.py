@@ -21,21 +21,50 @@ Metrics = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Document:
-    """One whole text. source: where it came from, for people; never part of an identity."""
+    """One whole text. source: where it came from, for people; never part of an identity. part: of several sources, the
+    number of the one that it is from."""
 
     text: str
     source: str
+    part: int = 0
+
+
+@dataclass
+class Tally:
+    """What became of the rows of a source, counted while they go by. parts: of each of several sources.
+
+    dropped: reason -> rows. stopped: the key by which reading ended before the end of the source, or "".
+    """
+
+    read: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    stopped: str = ""
+    parts: list[Tally] = field(default_factory=list)
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+    @property
+    def kept(self) -> int:
+        return self.read - sum(self.dropped.values())
 
 
 class Sources(Protocol):
-    """Opens the text that a recipe's `source:` describes."""
+    """Opens the text that a recipe's `source:` describes, and the checkpoints that it imports."""
 
     def digest(self, spec: Mapping[str, Any]) -> str:
-        """Content identity: hex sha256 over the sorted content hashes (a resolved commit for a hub data set)."""
+        """Content identity: hex sha256 over the sorted content hashes (a resolved commit for a hub data set).
+
+        Of a checkpoint, `{kind: model, path: DIR}` or `{kind: hub-model, id: ID, revision: COMMIT}`, likewise.
+        """
         ...
 
-    def read(self, spec: Mapping[str, Any]) -> Iterator[Document]:
-        """Documents in an order that depends on content only."""
+    def folder(self, spec: Mapping[str, Any]) -> Path:
+        """A local folder with the files of a checkpoint. Raises InvalidInput."""
+        ...
+
+    def read(self, spec: Mapping[str, Any], tally: Tally | None = None) -> Iterator[Document]:
+        """Documents in an order that depends on content only. tally: is told what was read and what left out."""
         ...
 
     def read_file(self, path: str) -> bytes:

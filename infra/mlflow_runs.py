@@ -33,7 +33,7 @@ PARENT, READ, ANCESTOR = "bam.parent.", "bam.read.", "bam.ancestor."
 """Before a role: key of what fills it; its stage and the digest of what was read, `stage@digest`. Before the stage of
 anything that it was made from: its key, so that one search finds all that was made from it."""
 
-MODEL_KINDS = frozenset({"seed", "expert", "adopted", "mix", "edit", "train", "distil", "dense"})
+MODEL_KINDS = frozenset({"import", "imported", "seed", "expert", "adopted", "mix", "edit", "train", "distil", "dense"})
 
 # MLflow's limits.
 _BATCH, _TOTAL_BATCH = 100, 1000

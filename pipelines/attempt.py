@@ -261,13 +261,15 @@ def _record(
         outputs=outputs,
         digest=artifact_digest(outputs),
         metrics=metrics,
-        provenance={**job.provenance, **_said_of_text(job.stage), "ran_on": [dict(place) for place in ran_on]},
+        provenance={**job.provenance, **_said_of(job.stage), "ran_on": [dict(place) for place in ran_on]},
         started=started,
         ended=time.time(),
         attempt=attempt,
     )
 
 
-def _said_of_text(stage: Stage) -> dict[str, Any]:
-    """What a recipe says of a domain's text and no key holds: its `licence`, and its name on the hub (`dataset`)."""
-    return {name: stage.runtime[name] for name in ("licence", "dataset") if name in stage.runtime}
+def _said_of(stage: Stage) -> dict[str, Any]:
+    """What a recipe says of a domain's text and no key holds: its `licence`, and its name on the hub (`dataset`). And
+    the `plugins` that the stage uses."""
+    of_text = {name: stage.runtime[name] for name in ("licence", "dataset", "imported_from") if name in stage.runtime}
+    return of_text | ({"plugins": stage.config["plugins"]} if "plugins" in stage.config else {})

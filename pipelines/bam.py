@@ -24,7 +24,10 @@ from bam_core.nn.costs import training_flops
 from bam_core.seeds import child_seed
 from bam_core.upcycle.variants import Variant, mixture_config, variant_sources
 from pipelines import texts
+from pipelines.exports import exports
+from pipelines.imports import import_stage, imported, own_trainings
 from pipelines.matching import mixture_phases
+from pipelines.plugging import with_plugins
 from pipelines.recipe import Recipe
 from pipelines.recipe.baselines import baselines
 from pipelines.recipe.data import in_words
@@ -35,7 +38,7 @@ from pipelines.recipe.routing import routing_asked
 from pipelines.recipe.tuning import data_of, trained_stages, tuned_fields, without
 from pipelines.seeding import together
 from pipelines.stages import KINDS, new_stage
-from pipelines.stages.inputs import REFERENCE, TEACHER
+from pipelines.stages.inputs import IMPORT, REFERENCE, TEACHER
 
 Adopted = Mapping[str, Mapping[str, Any]]
 """Name of an adopted expert -> the configuration of its stage (`bam_core.graph.adopted`)."""
@@ -52,7 +55,9 @@ def build(recipe: Recipe, digests: Mapping[str, str], adopted: Adopted | None = 
 
     adopted: what each adopted expert that the recipe names is.
     """
-    made = {seed: _in_order(list(_stages(recipe.of_seed(seed), digests, adopted or {}))) for seed in recipe.all_seeds}
+    seeded = {seed: recipe.of_seed(seed) for seed in recipe.all_seeds}
+    stages = {seed: with_plugins(one, _stages(one, digests, adopted or {})) for seed, one in seeded.items()}
+    made = {seed: _in_order(list(found)) for seed, found in stages.items()}
     searched_once = {f"tune.{name}" for name, search in recipe.tune.items() if search.seeds == "first"}
     return Pipeline(recipe.name, together(made, searched_once))
 
@@ -68,20 +73,21 @@ def _stages(recipe: Recipe, digests: Mapping[str, str], adopted: Adopted) -> Ite
     phases = trainings(recipe)
     for name in recipe.tune:
         yield _tune(recipe, name, phases)
-    yield _training(recipe, "seed", phases)
-    for domain in recipe.specialists:
-        yield _training(recipe, f"expert.{domain}", phases)
+    yield from (imported(recipe, domain) for domain in recipe.imported)
+    yield from (_training(recipe, name, phases) for name in own_trainings(recipe))
     for expert in recipe.adopted.values():
         yield adopted_stage({"name": expert} | adopted[expert], KINDS["adopt"].version)
     for name in recipe.variants:
         if recipe.mix_of(name) == name:
             yield _mix(recipe, name)
-        yield _training(recipe, f"train.{name}", phases)
+        if recipe.is_trained(name):
+            yield _training(recipe, f"train.{name}", phases)
     for name in recipe.distil:
         yield _training(recipe, f"distil.{name}", phases)
-    if recipe.dense:
+    if recipe.has_dense:
         yield _training(recipe, "dense", phases)
 
+    yield from exports(recipe, model_configs(recipe) if recipe.export else {})
     yield _evaluate(recipe, digests)
     if _routed(recipe):
         yield _routing(recipe)
@@ -114,11 +120,11 @@ def model_configs(recipe: Recipe) -> dict[str, ModelConfig]:
     """Stage name -> the model that it makes."""
     dense = recipe.dense_config()
     models = dict.fromkeys(experts(recipe).values(), dense)
-    if recipe.dense:
+    if recipe.has_dense:
         models["dense"] = dense
     for name in recipe.variants:
         mixture = mixture_config(dense, list(experts(recipe)), variant(recipe, name))
-        models |= {f"mix.{recipe.mix_of(name)}": mixture, f"train.{name}": mixture}
+        models |= {f"mix.{recipe.mix_of(name)}": mixture, recipe.model_of(name): mixture}
     for name, distil in recipe.distil.items():
         models[f"distil.{name}"] = distil.sparser().config(models[f"train.{distil.source}"])
     return models
@@ -126,7 +132,7 @@ def model_configs(recipe: Recipe) -> dict[str, ModelConfig]:
 
 def trainings(recipe: Recipe) -> dict[str, TrainConfig]:
     """Stage name -> its phase, as the recipe says it: a search may set some of its fields."""
-    phases = {"seed": recipe.seed_training()}
+    phases = {"seed": recipe.seed_training()} if recipe.trains_seed else {}
     phases |= {f"expert.{domain}": recipe.expert_training(domain) for domain in recipe.specialists}
     phases |= {f"distil.{name}": recipe.distil_training(name) for name in recipe.distil}
     return phases | mixture_phases(recipe, model_configs(recipe))
@@ -202,7 +208,7 @@ def _tune(recipe: Recipe, name: str, phases: Phases) -> Stage:
         "eval_tokens": search.eval_tokens,
         "seed": child_seed(recipe.seed, f"tune.{name}"),
         **({"tuned": _roles(tuned)} if tuned else {}),
-        **{key: value for key, value in _start(recipe, stage).items() if key in ("init_seed", "model")},
+        **{key: value for key, value in _start(recipe, stage).items() if key in ("init_seed", "model", "from")},
     }
     inputs = (
         _start_inputs(recipe, stage)
@@ -218,12 +224,16 @@ def _tune(recipe: Recipe, name: str, phases: Phases) -> Stage:
 def _start(recipe: Recipe, name: str) -> dict[str, Any]:
     """What else than its phase says what a training is."""
     kind, _, rest = name.partition(".")
+    if kind == "seed" and recipe.general in recipe.imported:
+        return {"from": IMPORT}
     if kind == "seed":
         return {"init_seed": child_seed(recipe.seed, "init"), "model": recipe.dense_config().identity()}
     if kind == "distil":
         distil = recipe.distil[rest]
         attention = distil.sparser().to_json()
         return {"variant": distil.source, "attention": attention, "distil": distil.loss().identity()}
+    if kind == "expert" and rest in recipe.imported:
+        return {"domain": rest, "from": IMPORT}
     return {"expert": {"domain": rest}, "train": {"variant": rest}, "dense": {}}[kind]
 
 
@@ -233,6 +243,9 @@ def _start_inputs(recipe: Recipe, name: str) -> dict[str, str]:
         return {"mix": f"mix.{recipe.mix_of(rest)}"}
     if kind == "distil":
         return {TEACHER: f"train.{recipe.distil[rest].source}"}
+    imported_from = recipe.general if kind == "seed" else rest if kind == "expert" else None
+    if imported_from in recipe.imported:
+        return {IMPORT: import_stage(recipe, imported_from)}
     return {"tokenizer": "tokenizer"} if kind == "seed" else {"seed": "seed"}
 
 
@@ -301,7 +314,7 @@ def _evaluate(recipe: Recipe, digests: Mapping[str, str]) -> Stage:
         "models": models,
         "domains": list(recipe.domains),
         "tokens": recipe.evaluate.tokens,
-        "stride": recipe.evaluate.stride or max(1, recipe.model.max_seq_len // 2),
+        "stride": recipe.evaluate.stride or max(1, (recipe.context or 1) // 2),
         "dtype": recipe.evaluate.dtype,
         "seeds": [recipe.seed],
     }
@@ -309,6 +322,8 @@ def _evaluate(recipe: Recipe, digests: Mapping[str, str]) -> Stage:
         config["part"] = list(recipe.evaluate.part)
     if recipe.ensemble:
         config["ensemble"] = list(experts(recipe).values())
+    if recipe.evaluate.metrics:
+        config["metrics"] = sorted(set(recipe.evaluate.metrics))
     tasks, files = texts.asked_tasks(recipe, digests)
     config |= {"tasks": tasks} if tasks else {}
     inputs = {name: name for name in models} | texts.all_data(recipe) | {"tokenizer": "tokenizer", "overlap": "overlap"}
@@ -324,7 +339,8 @@ def _judging(*groups: Group) -> Resources:
 def _routed(recipe: Recipe) -> list[str]:
     """The trained mixtures whose routers are looked at: those that have some, if the recipe asks for it."""
     models = model_configs(recipe).items() if routing_asked(recipe.evaluate.routing) else ()
-    return [name for name, model in models if name.startswith(("train.", "distil.")) and (model.attention or model.ffn)]
+    asked = {*map(recipe.model_of, recipe.variants), *(f"distil.{name}" for name in recipe.distil)}
+    return [name for name, model in models if name in asked and (model.attention or model.ffn)]
 
 
 def _routing(recipe: Recipe) -> Stage:

@@ -9,15 +9,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bam_core.graph.stage import Stage
+from pipelines import imports
 from pipelines.recipe import Recipe
+from pipelines.recipe.sources import ClusterText, each_source, without_place
 from pipelines.stages import new_stage
 
 
 def tokenizer(recipe: Recipe, digests: Mapping[str, str]) -> Stage:
     spec = recipe.tokenizer
-    if spec.kind == "file":
+    if spec is None or spec.kind == "import":
+        return imports.tokenizer(recipe)
+    if spec.kind in ("file", "sentencepiece"):
         config: dict[str, Any] = {
-            "kind": "file",
+            "kind": spec.kind,
             "vocab_size": spec.vocab_size,
             "digest": digests["tokenizer"],
         }
@@ -36,7 +40,7 @@ def discover(recipe: Recipe, name: str, digests: Mapping[str, str]) -> Stage:
     """Clusters of a text. `domains` in the config, as in that of the tokenizer: the texts that the stage reads."""
     spec, text = recipe.discover[name].to_dict(), f"discover.{name}"
     source, options = recipe.texts[text], {key: value for key, value in spec.items() if key != "source"}
-    config = {"domains": {name: {"source": _without_path(source) | {"digest": digests[text]}}}, **options}
+    config = {"domains": {name: {"source": without_place(source) | {"digest": digests[text]}}}, **options}
     return new_stage(text, config, {}, {"source": source})
 
 
@@ -47,10 +51,10 @@ def _clusters(recipe: Recipe, domains: Iterable[str]) -> dict[str, str]:
 
 
 def data(recipe: Recipe, domain: str, digests: Mapping[str, str]) -> Stage:
-    config = {"domain": domain, "seq_len": recipe.model.max_seq_len} | _text_identity(recipe, domain, digests)
+    config = {"domain": domain, "seq_len": recipe.row_len} | _text_identity(recipe, domain, digests)
     runtime = {"source": recipe.source(domain), **_said_of_text(recipe, domain)}
     if (valid := recipe.valid_source(domain)) is not None:
-        config["valid"] = _without_path(valid) | {"digest": digests[f"{domain}.valid"]}
+        config["valid"] = without_place(valid) | {"digest": digests[f"{domain}.valid"]}
         runtime["valid"] = valid
     return new_stage(f"data.{domain}", config, {"tokenizer": "tokenizer"} | _clusters(recipe, [domain]), runtime)
 
@@ -66,25 +70,28 @@ def overlap(recipe: Recipe, digests: Mapping[str, str]) -> Stage:
 
 def _said_of_text(recipe: Recipe, domain: str) -> dict[str, str]:
     """For people: under which licence a domain's text is, and its name on the hub. A key has its content instead."""
-    source, licence = recipe.source(domain), recipe.licence(domain)
+    licence, source = recipe.licence(domain), recipe.source(domain)
     said = {"licence": licence} if licence else {}
-    return said | ({"dataset": source["path"]} if source["kind"] == "hf" else {})
+    is_on_hub = source["kind"] == "hf" and not source["path"].startswith((".", "/", "~"))
+    return said | ({"dataset": source["path"]} if is_on_hub else {})
 
 
 def _text_identity(recipe: Recipe, domain: str, digests: Mapping[str, str]) -> dict[str, Any]:
     """What defines a domain's text. Where it lies does not: `path` stays out, its content's digest is in."""
     spec, digest = recipe.domains[domain], digests[recipe.text_name(domain)]
-    cluster = {"of": spec.source.of, "index": spec.source.index} if spec.source.kind == "cluster" else None
+    source, cluster = spec.source, None
+    if isinstance(source, ClusterText):
+        cluster = {"of": source.of, "index": source.index}
+    shares = [one.share for one in each_source(source) if getattr(one, "share", None) is not None]
+    copies = {"minhash": {"minhash": spec.dedup_threshold}, "none": "none"}.get(spec.dedup)
     return {
-        "source": _without_path(recipe.source(domain)) | {"digest": digest},
+        "source": without_place(recipe.source(domain)) | {"digest": digest},
         "valid_frac": spec.valid_frac if spec.valid is None else None,
         "max_bytes": spec.max_bytes,
         **({"cluster": cluster} if cluster else {}),
+        **({"shares": shares} if shares else {}),
+        **({"dedup": copies} if copies else {}),
     }
-
-
-def _without_path(source: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in source.items() if name != "path"}
 
 
 def asked_tasks(recipe: Recipe, digests: Mapping[str, str]) -> tuple[list[dict[str, Any]], dict[str, dict[str, str]]]:

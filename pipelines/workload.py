@@ -18,8 +18,8 @@ from bam_core.planner.work import Training, layer_bytes
 from bam_core.train.search import rung_steps
 from pipelines import bam
 from pipelines.recipe import Recipe
-from pipelines.recipe.parts import ClusterText
 from pipelines.recipe.routing import routing_asked
+from pipelines.recipe.sources import ClusterText
 from pipelines.stages.inputs import TEACHER
 
 
@@ -47,7 +47,7 @@ class _Counting:
     def __init__(self, recipe: Recipe, texts: Mapping[str, TextFacts], bytes_per_token: float) -> None:
         self._recipe, self._texts, self._bytes_per_token = recipe, texts, bytes_per_token
         self._models, self._phases = bam.model_configs(recipe), bam.trainings(recipe)
-        self._context = recipe.model.max_seq_len
+        self._context = recipe.context or 1
 
     def work(self, stage: Stage) -> Work:
         name, threads = StageName.parse(stage.name).plain, stage.resources.cpus
@@ -66,6 +66,8 @@ class _Counting:
         if kind in counted:
             return counted[kind](stage, name)
         unknown = {"discover": "how long dividing the text takes", "adopted": "the adopted expert: it is there"}
+        unknown |= {"import": "how long the checkpoint takes to read", "export": "how long the export takes to write"}
+        kind = "import" if stage.function == "import" else kind
         return Work(kind, threads, unknown=(unknown[kind],) if kind in unknown else ())
 
     def _training(self, stage: Stage, name: str, kind: str) -> Work:
@@ -119,7 +121,7 @@ class _Counting:
 
     def _tokenizer(self, stage: Stage, name: str) -> Work:
         spec = self._recipe.tokenizer
-        if spec.kind == "file":
+        if spec is None or spec.kind != "bpe":
             return Work("tokenizer")
         domains = spec.domains or list(self._recipe.domains)
         return Work(

@@ -33,8 +33,9 @@ def front(subject: Subject) -> dict[str, Any]:
     data["tags"] += ["merge", "upcycling"] if is_mixture else []
     data |= combined([text.licence for text in subject.texts]) if subject.tells_licences else {}
     data["datasets"] = list(dict.fromkeys(dataset_id(text) for text in subject.texts))
-    data["base_model"] = list(dict.fromkeys(model_id(ref) for ref in subject.bases.values()))
-    if subject.bases:
+    of_hub = [subject.imported["hub"]] if subject.imported.get("hub") else []
+    data["base_model"] = list(dict.fromkeys([*of_hub, *(model_id(ref) for ref in subject.bases.values())]))
+    if data["base_model"]:
         data["base_model_relation"] = "merge" if is_mixture else "finetune"
     data["metrics"] = ["perplexity"]
     if subject.tells_licences:
@@ -76,7 +77,7 @@ def _sizes(config: ModelConfig) -> dict[str, str]:
         "parameters": f"{params_total(config):,}, of which a token uses {params_active(config):,}",
         "layers": f"{config.n_layers}, {config.residual} residual, width {config.d_model:,}",
         "attention": f"{config.n_heads} heads, {config.n_kv_heads} of keys and values",
-        "FFN": f"SwiGLU of width {config.d_ff:,}",
+        "FFN": f"{_ffn(config)} of width {config.d_ff:,}",
         "vocabulary, context": f"{config.vocab_size:,}, {config.max_seq_len:,} tokens",
     }
     if attention:
@@ -88,6 +89,12 @@ def _sizes(config: ModelConfig) -> dict[str, str]:
         routed = [words for part, words in parts.items() if getattr(config.shared, part) != "merged"]
         sizes["of every dense model"] = f"{', '.join(routed)}; {', '.join(map(escaped, config.experts))}"
     return sizes
+
+
+def _ffn(config: ModelConfig) -> str:
+    if config.gated and config.activation == "silu":
+        return "SwiGLU"
+    return f"{config.activation.replace('_', ' ')}{', gated,' if config.gated else ''}"
 
 
 _KEYS_VALUES = {
@@ -106,7 +113,7 @@ def _experts(config: ModelConfig, branch: Literal["attention", "ffn"]) -> str:
 
 
 def body(subject: Subject) -> Iterator[str]:
-    yield from _made_from(subject.parents)
+    yield from _made_from(subject.parents, subject.imported)
     if subject.mixed is not None:
         yield from _mixing(subject.mixed)
         yield from _step0(subject.mixed)
@@ -119,8 +126,14 @@ def body(subject: Subject) -> Iterator[str]:
     yield from _limits(subject)
 
 
-def _made_from(parents: Mapping[str, InputRef]) -> Iterator[str]:
+def _made_from(parents: Mapping[str, InputRef], imported: Mapping[str, Any]) -> Iterator[str]:
     yield "## Made from"
+    if imported:
+        said = {"checkpoint": escaped(imported["hub"])} if imported.get("hub") else {}
+        said |= {"commit" if said else "digest": code(imported["digest"]), "family": escaped(imported["family"])}
+        if adapter := imported.get("adapter"):
+            said["adapter"] = f"LoRA of rank {adapter['rank']}, merged into {adapter['modules']} modules of the seed's"
+        yield pairs(said)
     if not parents:
         yield "Nothing: it started from random weights."
         return

@@ -80,7 +80,8 @@ class Subject:
     """key: None for a model that is no artifact. parents: role -> what it was made from, texts aside. bases: role ->
     the models that it was trained further from or mixed of. texts: all behind it. phase, figures: of a training. mixed:
     of a mixture, how it was made. edit: an `edit.json`. facts: more rows of the first table, as text.
-    tells_licences: False leaves out what recipes say of the texts."""
+    tells_licences: False leaves out what recipes say of the texts. imported: what the model was imported from, if it
+    was: `digest`, `family`, and of the hub `hub`; of an adapter `adapter`."""
 
     stage: str
     key: str | None
@@ -95,6 +96,7 @@ class Subject:
     edit: Mapping[str, Any] | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
     tells_licences: bool = True
+    imported: Mapping[str, Any] = field(default_factory=dict)
 
     def without_statements(self) -> Subject:
         """Only what follows from the key."""
@@ -127,10 +129,38 @@ def _in_order(inputs: Mapping[str, InputRef]) -> list[tuple[str, InputRef]]:
     return sorted(inputs.items(), key=lambda item: (kind_of(item[1].stage) != "seed", item[0]))
 
 
+def imported_words(config: Mapping[str, Any]) -> str:
+    """config: of the payload of a stage that imports."""
+    said = config["import"]
+    where = f"a checkpoint with digest {said['digest']}"
+    if said.get("hub"):
+        where = f"{said['hub']} at commit {said['digest']}"
+    made = f", a LoRA adapter of rank {said['adapter']['rank']} merged into the seed's," if "adapter" in said else ""
+    return f"imported from {where}{made} ({said['family']})"
+
+
+def _of_import(kind: str, name: str, config: Mapping[str, Any]) -> str:
+    """One sentence of a model that is imported, or trained on from one that is."""
+    after = "trained on from a model that was imported" if "import" not in config else imported_words(config)
+    domain = config.get("domain")
+    match kind:
+        case "seed":
+            return f"The dense seed model, {after}; every expert branches from it."
+        case "expert":
+            return f"The dense expert of domain {domain or name}, {after}."
+        case "import":
+            whose = f"the dense expert of domain {domain}" if domain else "the dense seed model"
+            return f"The model from which {whose} is trained on, {after}."
+        case _:
+            return f"The model {name}, {after}."
+
+
 def what_it_is(stage: str, config: Mapping[str, Any]) -> str:
     """One sentence. config: of the stage's payload."""
     named = StageName.parse(stage)
     rest = named.name or ""
+    if "import" in config or "from" in config:
+        return _of_import(named.kind, rest, config)
     match named.kind:
         case "seed":
             return "The dense seed model, trained from random weights; every expert branches from it."

@@ -6,6 +6,7 @@ Constraints live beside the fields (`problems`), so a recipe, a checkpoint and a
 `to_json` says everything; `identity` leaves out what is at its default, so that a new field changes no key.
 """
 
+from bam_core.config.block import RopeScaling
 from bam_core.config.data_plan import Adaptive, Anneal, shares_problems
 from bam_core.config.distil import Distillation
 from bam_core.config.experts import GATES, AttentionExperts, FFNExperts, Gate, KeysValues
@@ -25,6 +26,7 @@ __all__ = [
     "Gate",
     "KeysValues",
     "ModelConfig",
+    "RopeScaling",
     "SharedExperts",
     "Sparser",
     "TrainConfig",

@@ -6,11 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bam_core.config.fields import booleans, choice, is_positive, positive_ints
+from bam_core.config.fields import booleans, choice, choice_or_plugin, is_positive, positive_ints
 from bam_core.errors import Problem
+from bam_core.plugins import ROUTING_RULES
 
 Gate = Literal["softmax_topk", "topk_softmax", "softmax_topk_renorm", "softmax_topk_ste", "sample_top1"]
 GATES: tuple[str, ...] = ("softmax_topk", "topk_softmax", "softmax_topk_renorm", "softmax_topk_ste", "sample_top1")
+"""A plug-in's routing rule goes by its own name beside them (`bam_core.plugins`)."""
+SUM_TO_ONE = frozenset(GATES) - {"softmax_topk"}
+"""Those whose gates sum to 1 by construction."""
 
 KeysValues = Literal["expert", "shared", "value_only"]
 KEYS_VALUES: tuple[str, ...] = ("expert", "shared", "value_only")
@@ -45,7 +49,7 @@ class AttentionExperts:
     def problems(self) -> Iterator[Problem]:
         yield from positive_ints(self, ("n_experts", "top_k"))
         yield from choice("kv", self.kv, KEYS_VALUES)
-        yield from choice("gate", self.gate, GATES)
+        yield from choice_or_plugin("gate", self.gate, GATES, ROUTING_RULES)
         if self.gate == "sample_top1":
             yield Problem("gate", self.gate, "is for FFN experts only", "choose softmax_topk")
         yield from booleans(self, ("router_bias", "dense_router_gradient"))
@@ -92,7 +96,7 @@ class FFNExperts:
 
     def problems(self) -> Iterator[Problem]:
         yield from positive_ints(self, ("n_experts", "top_k", "split"))
-        yield from choice("gate", self.gate, GATES)
+        yield from choice_or_plugin("gate", self.gate, GATES, ROUTING_RULES)
         yield from choice("balance", self.balance, ("loss", "bias"))
         yield from booleans(self, ("shared_expert", "router_bias", "dense_router_gradient"))
         yield from _top_k_fits(self.top_k, self.n_experts)

@@ -7,12 +7,21 @@ from dataclasses import MISSING, asdict, fields, is_dataclass
 from math import isfinite
 from typing import Any
 
+from bam_core import plugins
 from bam_core.errors import Problem, nearest
 
 
 def choice(path: str, value: object, allowed: tuple[str, ...]) -> Iterator[Problem]:
     if value not in allowed:
         yield Problem(path, value, f"must be one of {', '.join(allowed)}", nearest(str(value), allowed))
+
+
+def choice_or_plugin(path: str, value: object, allowed: tuple[str, ...], group: str) -> Iterator[Problem]:
+    """As `choice`, or the name of a plug-in of this group that is installed."""
+    if isinstance(value, str) and plugins.is_plugin_name(value):
+        yield from plugins.problems(path, group, value)
+    else:
+        yield from choice(path, value, allowed)
 
 
 def positive_ints(config: object, names: tuple[str, ...]) -> Iterator[Problem]:

@@ -1,11 +1,16 @@
-"""Text to token ids by byte-level BPE: every text has a tokenisation, and bytes can be counted exactly.
+"""Text to token ids: every text has a tokenisation, and bytes can be counted exactly.
 
-Invariant: the `token_bytes` of a text's ids add up to its UTF-8 size. Bits per byte rests on it.
+Ours is a byte-level BPE. Others serve that are byte-level, or that write spaces as a mark and have a piece for each
+byte, as sentencepiece's of Llama and Gemma: nothing of a text is lost in them.
+
+Invariant: the `token_bytes` of a text's ids add up to its UTF-8 size, in the normal form that the tokenizer gives it,
+with the space that some put in front of a text. Bits per byte rests on it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +22,14 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from bam_core.errors import InvalidInput, Problem
 
 END_OF_TEXT = "<|endoftext|>"
-END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
+END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<EOS_TOKEN>", "<|im_end|>", "[EOS]", "<|end|>")
 """What ends a document, by preference: ours, GPT-2's and NeoX's; Llama 3's; the others' usual ones."""
+
+SPACE_MARK = "\u2581"
+"""What sentencepiece writes for a space."""
+BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+PROBE = "A  na\u00efve\n\tcaf\u00e9 \u2014 \u6771\u4eac \ufb01 \U0001f642 <x>"
+"""What comes back changed from a tokenizer that loses text."""
 
 SMALLEST_VOCABULARY = 256 + 1
 """All bytes and the end of text."""
@@ -54,7 +65,7 @@ class Tokenizer:
     """
 
     def __init__(self, definition: str, where: str = "tokenizer") -> None:
-        """Read a `tokenizer.json`. Raises InvalidInput unless it is byte-level and has an end token."""
+        """Read a `tokenizer.json`. Raises InvalidInput unless it keeps every text and has an end token."""
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(definition)
         except Exception as error:  # the library raises bare Exception
@@ -64,25 +75,44 @@ class Tokenizer:
         # "<|endoftext|>" inside a document is text like any other.
         self._tokenizer.encode_special_tokens = True
         read = json.loads(definition)
-        if not _is_byte_level(read):
-            raise _invalid(where, "must be a byte-level tokenizer; others do not keep every byte of the text")
         end_ids = [self._tokenizer.token_to_id(name) for name in END_TOKENS]
         known = [index for index in end_ids if index is not None]
         if not known:
             raise _invalid(where, f"must have an end-of-text token, one of {', '.join(END_TOKENS)}")
         self.eos_id = known[0]
+        if not _is_byte_level(read):
+            self._require_keeping(where)
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
         self.token_bytes = np.zeros(self.vocab_size, dtype=np.int32)
         added = self._tokenizer.get_added_tokens_decoder()
         alphabet = set(pre_tokenizers.ByteLevel.alphabet())
-        only_bytes = alphabet <= vocabulary.keys() and all(token.special for token in added.values())
+        only_bytes = (
+            _is_byte_level(read) and alphabet <= vocabulary.keys() and all(token.special for token in added.values())
+        )
         self.cuts_like_gpt2 = only_bytes and _cuts_like_gpt2(read)
+        # One character of a byte-level token is one byte.
+        count = len if any(step["type"] == "ByteLevel" for step in _steps(read["pre_tokenizer"])) else _bytes_of_piece
         for token, index in vocabulary.items():
             if index not in added:
-                self.token_bytes[index] = len(token)  # one character of a byte-level token is one byte
+                self.token_bytes[index] = 0 if token == read["model"].get("unk_token") else count(token)
             elif not added[index].special:
                 self.token_bytes[index] = len(token.encode())
+
+    def _require_keeping(self, where: str) -> None:
+        """Raises InvalidInput unless texts come back from their ids, but for a space in front, and cannot end."""
+        (ids,) = self.encode_batch([PROBE])
+        found = self.decode(ids)
+        if found.removeprefix(" ") != PROBE:
+            expected = (
+                "must be a byte-level tokenizer, or have a piece for every byte: others do not keep every byte of the "
+                f"text; this one gives {found!r} back for {PROBE!r}"
+            )
+            raise _invalid(where, expected)
+        end = self._tokenizer.id_to_token(self.eos_id)
+        if self.eos_id in self.encode_batch([f"a{end}b"])[0]:
+            expected = f"must not read its end-of-text token out of a text that holds {end!r}"
+            raise InvalidInput(where, [Problem("path", where, expected, "a BPE in place of a Unigram model does not")])
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
@@ -116,6 +146,11 @@ def _is_byte_level(definition: dict[str, Any]) -> bool:
     return definition.get("normalizer") in (None, {"type": "NFC"}) and any(
         step["type"] == "ByteLevel" and not step.get("add_prefix_space", True) for step in steps
     )
+
+
+def _bytes_of_piece(token: str) -> int:
+    """Of a tokenizer that writes spaces as a mark and unknown characters as bytes."""
+    return 1 if BYTE_PIECE.fullmatch(token) else len(token.replace(SPACE_MARK, " ").encode())
 
 
 def _cuts_like_gpt2(definition: dict[str, Any]) -> bool:

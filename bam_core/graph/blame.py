@@ -92,11 +92,12 @@ class _Walk:
         if record is None:
             return Origin(ref.stage, ref.key, tensor, _number(index), "", read, missing=True)
         now = _digests(files).get(tensor)
-        kind = kind_of(ref.stage)
+        kind = "import" if "import" in record.payload.get("config", {}) else kind_of(ref.stage)
         makers = {
             "mix": self._mixed,
             "edit": self._edited,
             "seed": self._from_scratch,
+            "import": self._imported,
             "adopted": self._adopted,
         }
         op, detail, parents = makers.get(kind, self._trained)(record, files, tensor, index)
@@ -113,13 +114,21 @@ class _Walk:
         )
 
     def _trained(self, record: Record, files: Any, tensor: str, index: int | None) -> _Made:
-        sources = [ref for role, ref in record.inputs.items() if role in ("mix", "seed", "teacher")]
+        sources = [ref for role, ref in record.inputs.items() if role in ("mix", "seed", "teacher", "import")]
         return "trained", "", [self.step(ref, tensor, index, None) for ref in sources]
 
     def _adopted(self, record: Record, files: Any, tensor: str, index: int | None) -> _Made:
         """Trained elsewhere, from a seed that is ours too."""
         _, _, parents = self._trained(record, files, tensor, index)
         return "adopted", f"trained as {origin_words(record)}", parents
+
+    def _imported(self, record: Record, files: Mapping[str, Any], tensor: str, index: int | None) -> _Made:
+        """Of a checkpoint that somebody else made: there is no record of that."""
+        said = record.payload["config"]["import"]
+        entry = files.get("import.json", {}).get("tensors", {}).get(tensor, {})
+        steps = [entry.get("from", "import.json does not say of what"), *entry.get("then", ())]
+        detail = f"{', '.join(steps)}; {said.get('hub') or said['family']} {said['digest'][:12]}"
+        return "imported", detail, []
 
     def _from_scratch(self, record: Record, files: Any, tensor: str, index: int | None) -> _Made:
         seed = record.payload.get("config", {}).get("init_seed")

@@ -27,10 +27,10 @@ from bam_core.graph.words import clip, count, duration, printable, short
 
 KINDS = {
     "text": ("texts and data", (SOURCE, "discover", "tokenizer", "data")),
-    "dense": ("dense models", ("seed", "expert", "dense", "adopt", "adopted")),
+    "dense": ("dense models", ("seed", "expert", "dense", "adopt", "adopted", "import", "imported")),
     "mixture": ("mixtures", ("mix", "edit", "train", "distil")),
     "figures": ("searches, evaluations, reports", ("tune", "overlap", "evaluate", "routing", "report")),
-    "other": ("others", ()),
+    "other": ("others", ("export",)),
 }
 """Colour -> (its name in the legend, first parts of the stages' names)."""
 _NAME_COLUMNS, _FACT_COLUMNS, _TITLE_COLUMNS, _TREE_COLUMNS = 18, 20, 120, 140

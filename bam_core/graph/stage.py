@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 from bam_core.errors import UsageError, nearest
 
-NAMED = frozenset({"discover", "data", "expert", "adopted", "tune", "mix", "train", "distil", "edit"})
+NAMED = frozenset(
+    {"discover", "data", "import", "imported", "expert", "adopted", "tune", "mix", "train", "distil", "edit", "export"}
+)
 """Kinds of which a pipeline has several stages, each with a name of its own after the kind: `expert.law`.
 
 All others have one, and no name: so `expert.s1` is the expert of a domain s1, and `seed.s1` the seed of seed number 1.

@@ -7,6 +7,7 @@ position attends to them, and the row's positions are counted from after them, s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,22 @@ from bam_core.nn.short_attention import MAX_ROW, short_attention
 
 Rotary = tuple[Tensor, Tensor]
 """cos_TR and sin_TR of the positions at hand; with a leading B where rows differ in position."""
+
+
+class Scores(NamedTuple):
+    """How a layer compares queries with keys, where not plainly: the factor of their products, None for 1 / sqrt(C);
+    cap * tanh(score / cap); how many positions a query sees, itself the last."""
+
+    scale: float | None = None
+    softcap: float | None = None
+    window: int | None = None
+
+
+PLAIN = Scores()
+
+
+def scores_of(config: ModelConfig, layer: int) -> Scores:
+    return Scores(config.attention_scale, config.attention_softcap, config.window_at(layer))
 
 
 @dataclass
@@ -102,17 +119,24 @@ def cached_shapes(config: ModelConfig, layer: int) -> tuple[tuple[int, int], tup
     return (groups, config.head_dim), (groups, config.head_dim * (n if kv == "value_only" else 1))
 
 
-def attend(q_BTHC: Tensor, k_BSGC: Tensor, v_BSGX: Tensor, mask_BTS: Tensor | None = None) -> Tensor:
+def attend(
+    q_BTHC: Tensor, k_BSGC: Tensor, v_BSGX: Tensor, mask_BTS: Tensor | None = None, scores: Scores = PLAIN
+) -> Tensor:
     """softmax(q k^T / sqrt(C)) v over the past, o_BTHX. Query head h reads key/value head h // (H/G).
 
     The T queries are the last T of the S positions. Values may be wider than keys. A mask takes the place of
-    the past: true where a query may look.
+    the past: true where a query may look; a window narrows either.
     """
+    if scores.window is not None and scores.window < k_BSGC.shape[1]:
+        k_BSGC, v_BSGX, mask_BTS = _in_window(scores.window, q_BTHC.shape[1], k_BSGC, v_BSGX, mask_BTS)
+    if scores.softcap is not None:
+        return _attend_capped(q_BTHC, k_BSGC, v_BSGX, mask_BTS, scores)
     n_queries, n_keys = q_BTHC.shape[1], k_BSGC.shape[1]
     if n_queries == 1:
-        return _attend_last(q_BTHC, k_BSGC, v_BSGX, mask_BTS)
+        return _attend_last(q_BTHC, k_BSGC, v_BSGX, mask_BTS, scores.scale)
     causal = mask_BTS is None and n_queries == n_keys
     short = causal and q_BTHC.device.type == "cpu" and q_BTHC.dtype == torch.bfloat16 and n_keys <= MAX_ROW
+    short = short and scores.scale is None
     if short and torch.is_grad_enabled():  # it keeps probabilities for the gradient; without one, torch's is faster
         return short_attention(q_BTHC, k_BSGC, v_BSGX)
     mask = mask_BTS.unsqueeze(1) if mask_BTS is not None else None
@@ -124,47 +148,112 @@ def attend(q_BTHC: Tensor, k_BSGC: Tensor, v_BSGX: Tensor, mask_BTS: Tensor | No
         v_BSGX.transpose(1, 2),
         attn_mask=mask,
         is_causal=causal,
+        scale=scores.scale,
         enable_gqa=q_BTHC.shape[2] != k_BSGC.shape[2],
     )
     return o_BHTX.transpose(1, 2)
 
 
-def _attend_last(q_B1HC: Tensor, k_BSGC: Tensor, v_BSGX: Tensor, mask_B1S: Tensor | None) -> Tensor:
+def _in_window(
+    window: int, n_queries: int, k_BSGC: Tensor, v_BSGX: Tensor, mask_BTS: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The keys and values that some query sees, and the mask of them."""
+    first = max(0, k_BSGC.shape[1] - n_queries + 1 - window)
+    k_BSGC, v_BSGX = k_BSGC[:, first:], v_BSGX[:, first:]
+    n_keys = k_BSGC.shape[1]
+    if n_queries == 1:
+        return k_BSGC, v_BSGX, mask_BTS[..., first:] if mask_BTS is not None else None
+    back_TS = past(n_queries, n_keys, k_BSGC.device) & ~past(n_queries, n_keys, k_BSGC.device, -window)
+    return k_BSGC, v_BSGX, back_TS.unsqueeze(0) if mask_BTS is None else mask_BTS[..., first:] & back_TS
+
+
+def past(n_queries: int, n_keys: int, device: torch.device, shift: int = 0) -> Tensor:
+    """past_TS: true up to each query's own position, plus `shift`; queries are the last of the positions."""
+    every_TS = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device)
+    return every_TS.tril(n_keys - n_queries + shift)
+
+
+def _attend_capped(q_BTHC: Tensor, k_BSGC: Tensor, v_BSGX: Tensor, mask_BTS: Tensor | None, scores: Scores) -> Tensor:
+    """`attend` as its definition reads, in float32 or wider: no kernel has the cap."""
+    assert scores.softcap is not None, "nothing to cap"
+    wide = torch.promote_types(q_BTHC.dtype, torch.float32)
+    scale = q_BTHC.shape[3] ** -0.5 if scores.scale is None else scores.scale
+    n_groups, (batch, n_queries, _, channels) = k_BSGC.shape[2], q_BTHC.shape
+    q_BGQTC = q_BTHC.to(wide).transpose(1, 2).reshape(batch, n_groups, -1, n_queries, channels)
+    k_BG1CS = k_BSGC.to(wide).permute(0, 2, 3, 1).unsqueeze(2)
+    s_BGQTS = ((q_BGQTC @ k_BG1CS) * (scale / scores.softcap)).tanh() * scores.softcap
+    if mask_BTS is None:
+        mask_BTS = past(n_queries, k_BSGC.shape[1], q_BTHC.device).unsqueeze(0)
+    p_BGQTS: Tensor = s_BGQTS.masked_fill(~mask_BTS[:, None, None], -torch.inf).softmax(-1).to(v_BSGX.dtype)
+    o_BGQTX: Tensor = p_BGQTS @ v_BSGX.transpose(1, 2).unsqueeze(2)
+    return o_BGQTX.flatten(1, 2).transpose(1, 2)
+
+
+def _attend_last(
+    q_B1HC: Tensor, k_BSGC: Tensor, v_BSGX: Tensor, mask_B1S: Tensor | None, scale: float | None
+) -> Tensor:
     """`attend` for one query per row. Heads that read the same keys are the queries of one: keys are read once."""
     q_BGQC = q_B1HC.reshape(len(q_B1HC), k_BSGC.shape[2], -1, q_B1HC.shape[3])
     mask = mask_B1S.unsqueeze(1) if mask_B1S is not None else None
-    o_BGQX = F.scaled_dot_product_attention(q_BGQC, k_BSGC.transpose(1, 2), v_BSGX.transpose(1, 2), attn_mask=mask)
+    keys_BGSC, values_BGSX = k_BSGC.transpose(1, 2), v_BSGX.transpose(1, 2)
+    o_BGQX = F.scaled_dot_product_attention(q_BGQC, keys_BGSC, values_BGSX, attn_mask=mask, scale=scale)
     return o_BGQX.flatten(1, 2).unsqueeze(1)
 
 
-def attend_past(q_BTHC: Tensor, k_BTGC: Tensor, v_BTGX: Tensor, cache: LayerCache | None) -> Tensor:
+def attend_past(
+    q_BTHC: Tensor, k_BTGC: Tensor, v_BTGX: Tensor, cache: LayerCache | None, scores: Scores = PLAIN
+) -> Tensor:
     """`attend` from T new positions to all that `cache` holds and to themselves; the cache takes them in.
 
     Where there are fewer queries than new positions, they are the last of them.
     """
     if cache is None:
-        return attend(q_BTHC, k_BTGC, v_BTGX)
+        return attend(q_BTHC, k_BTGC, v_BTGX, None, scores)
     keys_BSGC, values_BSGX, mask_BTS = cache.append(k_BTGC, v_BTGX)
     if mask_BTS is not None:
         mask_BTS = mask_BTS[:, -q_BTHC.shape[1] :]
-    return attend(q_BTHC, keys_BSGC, values_BSGX, mask_BTS)
+    return attend(q_BTHC, keys_BSGC, values_BSGX, mask_BTS, scores)
 
 
-def project(x_BTD: Tensor, w_RD: Tensor, head_dim: int) -> Tensor:
-    """x w^T in heads, x_BTHC; a leading E of w folds into them, expert by expert."""
-    return F.linear(x_BTD, w_RD.flatten(0, -2)).view(*x_BTD.shape[:-1], -1, head_dim)
+def project(x_BTD: Tensor, w_RD: Tensor, head_dim: int, bias_R: Tensor | None = None) -> Tensor:
+    """x w^T + b in heads, x_BTHC; a leading E of w and b folds into them, expert by expert."""
+    bias = bias_R.flatten() if bias_R is not None else None
+    return F.linear(x_BTD, w_RD.flatten(0, -2), bias).view(*x_BTD.shape[:-1], -1, head_dim)
 
 
-def project_rotary(x_BTD: Tensor, w_RD: Tensor, scale_R: Tensor | None, rotary: Rotary, config: ModelConfig) -> Tensor:
+def project_rotary(
+    x_BTD: Tensor,
+    w_RD: Tensor,
+    scale_R: Tensor | None,
+    rotary: Rotary | None,
+    config: ModelConfig,
+    bias_R: Tensor | None = None,
+) -> Tensor:
     """Queries or keys in heads: `project`, QK-norm with `scale_R` if there is one, then rotary embedding.
 
     Channels come in the order of `half_pairs`.
     """
-    x_BTHC = project(x_BTD, half_pairs(w_RD, config), config.head_dim)
+    if bias_R is not None:
+        bias_R = half_pairs(bias_R.unsqueeze(-1), config).squeeze(-1)
+    x_BTHC = project(x_BTD, half_pairs(w_RD, config), config.head_dim, bias_R)
     if scale_R is not None:
-        scale_R = half_pairs(scale_R.unsqueeze(-1), config).squeeze(-1)
-        x_BTHC = norm_channels(x_BTHC, scale_R.view(-1, config.head_dim), config.norm_eps, config.norm)
-    return apply_rotary(x_BTHC, *rotary)
+        x_BTHC = qk_normed(x_BTHC, half_pairs(scale_R.unsqueeze(-1), config).squeeze(-1), config)
+    return x_BTHC if rotary is None else apply_rotary(x_BTHC, *rotary)
+
+
+def qk_normed(x_BTHC: Tensor, scale_R: Tensor, config: ModelConfig) -> Tensor:
+    """Queries or keys normed over each head, or over all heads of an expert together; scale_R: with a leading E, or
+    all experts' in a row for the norm over a head."""
+    if config.qk_norm_over == "head":
+        return norm_channels(x_BTHC, scale_R.view(-1, config.head_dim), config.norm_eps, config.norm)
+    scale_ER = scale_R if scale_R.ndim == 2 else scale_R.unsqueeze(0)
+    x_BTER = x_BTHC.reshape(*x_BTHC.shape[:2], *scale_ER.shape)
+    return norm_channels(x_BTER, scale_ER, config.norm_eps, config.norm).view_as(x_BTHC)
+
+
+def rotary_at(config: ModelConfig, layer: int, rotary: Rotary) -> Rotary | None:
+    """The tables for one layer; None where it does without."""
+    return None if layer in config.unrotated_layers else rotary
 
 
 def half_pairs(w_RD: Tensor, config: ModelConfig) -> Tensor:
@@ -185,20 +274,24 @@ def half_pairs(w_RD: Tensor, config: ModelConfig) -> Tensor:
 class Attention(nn.Module):
     """One dense attention. Source: BAM, Eq. 1."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         super().__init__()
         rows, kv_rows = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-        self.config = config
+        self.config, self.layer, self.scores = config, layer, scores_of(config, layer)
         self.w_q = empty(rows, config.d_model)
         self.w_k = empty(kv_rows, config.d_model)
         self.w_v = empty(kv_rows, config.d_model)
         self.w_o = empty(rows, config.d_model)
         self.q_norm = empty(rows) if config.qk_norm else None
         self.k_norm = empty(kv_rows) if config.qk_norm else None
+        self.b_q, self.b_k, self.b_v = (empty(n) if config.qkv_bias else None for n in (rows, kv_rows, kv_rows))
+        self.b_o = empty(config.d_model) if config.o_bias else None
 
     def forward(self, x_BTD: Tensor, rotary: Rotary, cache: LayerCache | None = None) -> tuple[Tensor, None]:
         """The output, and None: a dense attention routes nothing."""
-        q_BTHC = project_rotary(x_BTD, self.w_q, self.q_norm, rotary, self.config)
-        k_BTGC = project_rotary(x_BTD, self.w_k, self.k_norm, rotary, self.config)
-        v_BTGC = project(x_BTD, self.w_v, self.config.head_dim)
-        return attend_past(q_BTHC, k_BTGC, v_BTGC, cache).flatten(-2) @ self.w_o, None
+        turn = rotary_at(self.config, self.layer, rotary)
+        q_BTHC = project_rotary(x_BTD, self.w_q, self.q_norm, turn, self.config, self.b_q)
+        k_BTGC = project_rotary(x_BTD, self.w_k, self.k_norm, turn, self.config, self.b_k)
+        v_BTGC = project(x_BTD, self.w_v, self.config.head_dim, self.b_v)
+        y_BTD = attend_past(q_BTHC, k_BTGC, v_BTGC, cache, self.scores).flatten(-2) @ self.w_o
+        return y_BTD if self.b_o is None else y_BTD + self.b_o, None

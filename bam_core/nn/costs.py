@@ -41,7 +41,7 @@ def params_by_component(config: ModelConfig) -> dict[str, dict[str, int]]:
         total[component] += each * copies
         active[component] += each * (copies if used is None else used)
 
-    vocab, n_models = config.vocab_size * D, len(config.experts)
+    vocab, n_models, norm = config.vocab_size * D, len(config.experts), D * (1 + config.norm_bias)
     norm_scales = n_models if config.is_routed("norms") else 1
     embeddings = n_models if config.is_routed("embed") else 1
     heads, heads_used = _heads(config)
@@ -50,23 +50,23 @@ def params_by_component(config: ModelConfig) -> dict[str, dict[str, int]]:
         add("shared_router", D, n_models)
     for layer in range(config.n_layers):
         n = _copies(config, layer)
-        add("norms", D, norm_scales * _norms_of_layer(config))
-        add("queries", HC * D, n.queries, n.queries_used)
-        add("keys", GC * D, n.keys)
-        add("values", GC * D, n.values)
-        add("outputs", HC * D, n.outputs, n.outputs_used)
+        add("norms", norm, norm_scales * _norms_of_layer(config))
+        add("queries", HC * (D + config.qkv_bias), n.queries, n.queries_used)
+        add("keys", GC * (D + config.qkv_bias), n.keys)
+        add("values", GC * (D + config.qkv_bias), n.values)
+        add("outputs", (HC + config.o_bias) * D, n.outputs, n.outputs_used)
         if config.qk_norm:
             add("qk_norms", HC, n.queries, n.queries_used)
             add("qk_norms", GC, n.keys)
         add("attention_router", D, n.attention_routed)
         add("attention_router", n.attention_routed, n.attention_biases)
-        add("ffn", n.ffn_size, n.ffn, n.ffn_used)
-        add("shared_expert", 3 * D * config.d_ff, n.shared_experts)
+        add("ffn", n.ffn_size + n.ffn_biases_size, n.ffn, n.ffn_used)
+        add("shared_expert", _ffn_size(config) + _ffn_biases_size(config), n.shared_experts)
         add("ffn_router", D, n.ffn_routed)
         add("ffn_router", n.ffn_routed, n.ffn_biases)
-    add("norms", D, norm_scales)
+    add("norms", norm, norm_scales)
     if config.has_head:
-        add("head", vocab, heads, heads_used)
+        add("head", vocab + config.vocab_size * config.head_bias, heads, heads_used)
     return {name: {"total": count, "active": active[name]} for name, count in total.items() if count}
 
 
@@ -80,9 +80,11 @@ def flops_by_operation(
 ) -> dict[str, int]:
     """Operation -> FLOPs of one forward pass, per token that attends to `context` positions; 2 per multiply-add.
 
-    Not counted: norms, softmax, activations, rotary embedding, gates, the embedding's lookup. All attention experts
-    are counted under a top-k gate too: that gate masks, it skips no work. With what experts share routed: the products
-    of a position's mix with embeddings (`shared_embedding`) and with norm scales (`shared_norms`).
+    Not counted: norms, softmax, activations, rotary embedding, gates, the embedding's lookup, and biases but for the
+    products of attention gates with those of outputs, and of a mix with those of heads and norms. All attention
+    experts are counted under a top-k gate too, and all of the context under a window: both mask, they skip no work.
+    With what experts share routed: the products of a position's mix with embeddings (`shared_embedding`) and with norm
+    scales (`shared_norms`).
     paper: by the convention of the paper's Tables 7 and 10 (Kaplan's): without the product of attention
     probabilities and values (`weighted_values`), and without the output embedding (`head`).
     layer: of that layer alone, without what comes before the first and after the last; None for the whole model.
@@ -137,12 +139,13 @@ def decoding_bytes(config: ModelConfig, context: int, bytes_per_value: int = 2) 
     parts = {name: part["active"] for name, part in params_by_component(config).items()}
     if config.has_head:
         parts["embedding"] = config.d_model * (len(config.experts) if config.is_routed("embed") else 1)
-    channels = 0
+    read = 0
     for layer in range(config.n_layers):
         n, attention = _copies(config, layer), config.attention_at(layer)
         used = attention.top_k if attention else 1
-        channels += (min(n.keys, used) + min(n.values, used)) * config.n_kv_heads * config.head_dim
-    return bytes_per_value * (sum(parts.values()) + channels * context)
+        channels = (min(n.keys, used) + min(n.values, used)) * config.n_kv_heads * config.head_dim
+        read += channels * min(context, config.window_at(layer) or context)
+    return bytes_per_value * (sum(parts.values()) + read)
 
 
 def training_bytes(config: ModelConfig, dtype: str = "bf16") -> int:
@@ -179,6 +182,7 @@ class _Copies(NamedTuple):
     attention_routed: int
     attention_biases: int
     ffn_size: int
+    ffn_biases_size: int
     ffn: int
     ffn_used: int
     shared_experts: int
@@ -199,7 +203,8 @@ def _copies(config: ModelConfig, layer: int) -> _Copies:
         outputs_used=K,
         attention_routed=E if attention else 0,
         attention_biases=int(attention.router_bias) if attention else 0,
-        ffn_size=3 * config.d_model * (config.d_ff // ffn.split if ffn else config.d_ff),
+        ffn_size=_ffn_size(config) // (ffn.split if ffn else 1),
+        ffn_biases_size=_ffn_biases_size(config),
         ffn=ffn.n_experts if ffn else 1,
         ffn_used=ffn.top_k if ffn else 1,
         shared_experts=int(ffn.shared_expert) if ffn else 0,
@@ -208,8 +213,20 @@ def _copies(config: ModelConfig, layer: int) -> _Copies:
     )
 
 
+def _ffn_size(config: ModelConfig) -> int:
+    """Entries of one FFN's matrices."""
+    return (2 + config.gated) * config.d_model * config.d_ff
+
+
+def _ffn_biases_size(config: ModelConfig) -> int:
+    """Of an FFN that is cut into groups there are none."""
+    return (config.d_ff * (1 + config.gated) + config.d_model) * config.ffn_bias
+
+
 def _norms_of_layer(config: ModelConfig) -> int:
-    return 1 if config.residual == "parallel" else 2
+    if config.residual == "parallel":
+        return config.parallel_norms
+    return 4 if config.norms == "around" else 2
 
 
 def _heads(config: ModelConfig) -> tuple[int, int]:
@@ -225,11 +242,14 @@ def _mix_flops(config: ModelConfig) -> int:
 
 def _outside_flops(config: ModelConfig) -> Counter[str]:
     """Before the first layer and after the last."""
-    flops = Counter[str](head=2 * config.vocab_size * config.d_model * _heads(config)[1])
+    heads = _heads(config)[1]
+    flops = Counter[str](head=2 * config.vocab_size * config.d_model * heads)
+    if heads > 1:
+        flops["head"] += 2 * config.vocab_size * heads * config.head_bias
     if config.shared is not None:
         flops["shared_router"] = _mix_flops(config)
         flops["shared_embedding"] = _mix_flops(config) * config.is_routed("embed")
-        flops["shared_norms"] = _mix_flops(config) * config.is_routed("norms")
+        flops["shared_norms"] = _mix_flops(config) * (1 + config.norm_bias) * config.is_routed("norms")
     return flops
 
 
@@ -238,17 +258,18 @@ def _layers_flops(config: ModelConfig, layers: range | tuple[int, ...], context:
     flops = Counter[str]()
     for layer in layers:
         n = _copies(config, layer)
-        flops["shared_norms"] += _mix_flops(config) * _norms_of_layer(config) * config.is_routed("norms")
+        if config.is_routed("norms"):
+            flops["shared_norms"] += _mix_flops(config) * (1 + config.norm_bias) * _norms_of_layer(config)
         flops["attention_router"] += 2 * D * n.attention_routed
         flops["queries"] += 2 * HC * D * n.queries
         flops["keys"] += 2 * GC * D * n.keys
         flops["values"] += 2 * GC * D * n.values
         flops["scores"] += 2 * HC * n.queries * context
         flops["weighted_values"] += 2 * HC * n.outputs * context
-        flops["outputs"] += 2 * HC * D * n.outputs
+        flops["outputs"] += 2 * HC * D * n.outputs + 2 * D * n.attention_routed * config.o_bias
         flops["ffn_router"] += 2 * D * n.ffn_routed
         flops["ffn"] += 2 * n.ffn_size * n.ffn_used
-        flops["shared_expert"] += 2 * 3 * D * config.d_ff * n.shared_experts
+        flops["shared_expert"] += 2 * _ffn_size(config) * n.shared_experts
     return flops
 
 

@@ -19,14 +19,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bam_core.nn.attention import Attention, Cache, LayerCache, Rotary, attend, half_pairs
+from bam_core.nn.attention import (
+    Attention,
+    Cache,
+    LayerCache,
+    Rotary,
+    attend,
+    half_pairs,
+    qk_normed,
+    rotary_at,
+)
 from bam_core.nn.block import Block
-from bam_core.nn.layers import apply_rotary, norm_channels, rotary_tables
+from bam_core.nn.layers import apply_rotary, rotary_of
 from bam_core.nn.lm import LM
 from bam_core.nn.moa import ATTEND, MixtureOfAttention
 from bam_core.nn.moe import MixtureOfExperts
-from bam_core.nn.products import Layout, Product, SwiGLUProduct, layout_for, swiglu
+from bam_core.nn.products import BiasedProduct, Layout, Product, expert_products, ffn_product, layout_for
 from bam_core.nn.routing import route, router_logits
+from bam_core.nn.shared import finished_logits
 
 
 class Decoder:
@@ -41,7 +51,8 @@ class Decoder:
         layout = layout_for(model.embed.weight, rows, steps)
         self.model = model
         self._layers = [_Layer(block, layout) for block in model.blocks if isinstance(block, Block)]
-        self._head = None if model.config.is_routed("head") else Product((model.head or model.embed).weight, layout)
+        table = model.head or model.embed
+        self._head = None if model.config.is_routed("head") else BiasedProduct(table.weight, table.bias, layout)
 
     @torch.no_grad()
     def __call__(self, tokens_BT: Tensor, cache: Cache) -> Tensor:
@@ -52,7 +63,7 @@ class Decoder:
         model, config = self.model, self.model.config
         assert not model.training, "a decoder is for a model in evaluation mode"
         x_BTD, mix_BTE = model.start(tokens_BT, cache)
-        tables = rotary_tables(config.max_seq_len, config.rotary_dim, config.rope_theta, x_BTD.dtype, x_BTD.device)
+        tables = rotary_of(config, x_BTD.dtype, x_BTD.device)
         positions = cache.positions(tokens_BT.shape[1])
         rotary = (tables[0][positions], tables[1][positions])
         for i, layer in enumerate(self._layers):
@@ -61,7 +72,7 @@ class Decoder:
         mix_B1E = mix_BTE[:, -1:] if mix_BTE is not None else None
         hidden_BD = model.norm(x_BTD, mix_B1E)[:, 0]
         if self._head is not None:
-            return self._head(hidden_BD)
+            return finished_logits(model.config, self._head(hidden_BD))
         return model.logits(hidden_BD, mix_B1E[:, 0] if mix_B1E is not None else None)
 
 
@@ -70,7 +81,9 @@ class _Layer:
         self._block = block
         self._attention = _Attention(block.attn, layout)
         self._ffn = (
-            _FFNExperts(block.ffn, layout) if isinstance(block.ffn, MixtureOfExperts) else swiglu(block.ffn, layout)
+            _FFNExperts(block.ffn, layout)
+            if isinstance(block.ffn, MixtureOfExperts)
+            else ffn_product(block.ffn, layout)
         )
 
     def __call__(
@@ -79,13 +92,17 @@ class _Layer:
         """The residual stream after this layer; of each row's last position alone if last_only."""
         block = self._block
         asked = slice(-1, None) if last_only else slice(None)
-        h_BTD = (block.norm if block.parallel else block.attn_norm)(x_BTD, mix_BTE)
-        x_BTD = x_BTD[:, asked] + self._attention(h_BTD, rotary, cache, asked)
-        if block.parallel:
+        h_BTD = block.read("attn", x_BTD, mix_BTE)
+        attention_BTD = self._attention(h_BTD, rotary, cache, asked)
+        mix_BTE = mix_BTE[:, asked] if mix_BTE is not None else None
+        before_BTD = x_BTD[:, asked]
+        x_BTD = before_BTD + block.made("attn", attention_BTD, mix_BTE)
+        if block.one_norm:
             h_BTD = h_BTD[:, asked]
         else:
-            h_BTD = block.ffn_norm(x_BTD, mix_BTE[:, asked] if mix_BTE is not None else None)
-        return x_BTD.add_(self._ffn(h_BTD.flatten(0, 1)).view_as(x_BTD))
+            h_BTD = block.read("ffn", before_BTD if block.parallel else x_BTD, mix_BTE)
+        ffn_BTD = self._ffn(h_BTD.flatten(0, 1)).view_as(x_BTD)
+        return x_BTD.add_(block.made("ffn", ffn_BTD, mix_BTE))
 
 
 class _Attention:
@@ -98,37 +115,49 @@ class _Attention:
         w_q, w_k = (half_pairs(w.detach(), self._config).flatten(0, -2) for w in (module.w_q, module.w_k))
         w_v = module.w_v.detach().flatten(0, -2)
         self._n_queries, self._n_keys = len(w_q) // self._config.head_dim, len(w_k) // self._config.head_dim
-        self._q_norm, self._k_norm = (
-            half_pairs(norm.detach().unsqueeze(-1), self._config).flatten() if norm is not None else None
-            for norm in (module.q_norm, module.k_norm)
+        self._q_norm, self._k_norm, b_q, b_k = (
+            half_pairs(x.detach().unsqueeze(-1), self._config).squeeze(-1) if x is not None else None
+            for x in (module.q_norm, module.k_norm, module.b_q, module.b_k)
         )
+        b_v = module.b_v.detach() if module.b_v is not None else None
         sparse = experts is not None and (experts.top_k < experts.n_experts or experts.threshold > 0)
         self._leaves_out = sparse and self._kv != "value_only"
         if self._leaves_out:
-            self._keys_values = Product(torch.cat((w_k, w_v)), layout)
-            self._queries = [Product(w_RD, layout) for w_RD in w_q.chunk(self._n_experts)]
+            biases = [None] * self._n_experts if b_q is None else b_q.unbind()
+            queries = zip(w_q.chunk(self._n_experts), biases, strict=True)
+            self._keys_values = BiasedProduct(torch.cat((w_k, w_v)), _in_a_row(b_k, b_v), layout)
+            self._queries = [BiasedProduct(*parts, layout) for parts in queries]
             self._outputs = [Product(w_RD.T, layout) for w_RD in module.w_o]
         else:
-            self._all = Product(torch.cat((w_q, w_k, w_v)), layout)
+            self._all = BiasedProduct(torch.cat((w_q, w_k, w_v)), _in_a_row(b_q, b_k, b_v), layout)
             self._output = Product(module.w_o.flatten(0, -2).T, layout)
 
     def __call__(self, h_BTD: Tensor, rotary: Rotary, cache: LayerCache, asked: slice) -> Tensor:
         """The output at the positions asked for; all go into the cache."""
-        gate_BTE = self._gates(h_BTD[:, asked])
+        gate_BTE, turn = self._gates(h_BTD[:, asked]), rotary_at(self._config, self._module.layer, rotary)
         if self._leaves_out:
             assert gate_BTE is not None, "only a mixture leaves experts out"
-            return self._of_some(h_BTD, gate_BTE, rotary, cache, asked)
+            return self._biased(self._of_some(h_BTD, gate_BTE, turn, cache, asked), gate_BTE)
         heads_BTHC = self._all(h_BTD.flatten(0, 1)).view(*h_BTD.shape[:2], -1, self._config.head_dim)
         q_BTHC, k_BTGC, v_BTGC = heads_BTHC.tensor_split((self._n_queries, self._n_queries + self._n_keys), 2)
         if self._q_norm is None:  # queries and keys are neighbours, and turn alike
-            turned_BTHC = self._turn(heads_BTHC[:, :, : self._n_queries + self._n_keys], None, rotary)
+            turned_BTHC = self._turn(heads_BTHC[:, :, : self._n_queries + self._n_keys], None, turn)
             q_BTHC, k_BTGC = turned_BTHC[:, :, : self._n_queries], turned_BTHC[:, :, self._n_queries :]
         else:
-            q_BTHC, k_BTGC = self._turn(q_BTHC, self._q_norm, rotary), self._turn(k_BTGC, self._k_norm, rotary)
-        o_BTEX = ATTEND[self._kv](q_BTHC[:, asked], k_BTGC, v_BTGC, cache, self._n_experts)
+            q_BTHC, k_BTGC = self._turn(q_BTHC, self._q_norm, turn), self._turn(k_BTGC, self._k_norm, turn)
+        scores, asked_BTHC = self._module.scores, q_BTHC[:, asked]
+        o_BTEX = ATTEND[self._kv](asked_BTHC, k_BTGC, v_BTGC, cache, self._n_experts, scores)
         if gate_BTE is not None:
             o_BTEX = o_BTEX * gate_BTE.unsqueeze(-1)
-        return self._output(o_BTEX.flatten(2).flatten(0, 1)).view(*o_BTEX.shape[:2], -1)
+        y_BTD = self._output(o_BTEX.flatten(2).flatten(0, 1)).view(*o_BTEX.shape[:2], -1)
+        return self._biased(y_BTD, gate_BTE)
+
+    def _biased(self, y_BTD: Tensor, gate_BTE: Tensor | None) -> Tensor:
+        """With the output's bias: each expert's by its gate."""
+        b_o = self._module.b_o
+        if b_o is None:
+            return y_BTD
+        return y_BTD + (b_o if gate_BTE is None else gate_BTE @ b_o)
 
     def _gates(self, h_BTD: Tensor) -> Tensor | None:
         module = self._module
@@ -137,28 +166,30 @@ class _Attention:
         routing = route(router_logits(h_BTD, module.router), module.experts, bias_E=module.router_bias)
         return module.gates(routing).to(h_BTD.dtype)
 
-    def _turn(self, x_BTHC: Tensor, scale_R: Tensor | None, rotary: Rotary) -> Tensor:
-        """QK-norm, if there is one, and rotary embedding."""
-        config = self._config
+    def _turn(self, x_BTHC: Tensor, scale_R: Tensor | None, rotary: Rotary | None) -> Tensor:
+        """QK-norm and rotary embedding, where there are such."""
         if scale_R is not None:
-            x_BTHC = norm_channels(x_BTHC, scale_R.view(-1, config.head_dim), config.norm_eps, config.norm)
-        return apply_rotary(x_BTHC, *rotary)
+            x_BTHC = qk_normed(x_BTHC, scale_R, self._config)
+        return x_BTHC if rotary is None else apply_rotary(x_BTHC, *rotary)
 
-    def _of_some(self, h_BTD: Tensor, gate_BTE: Tensor, rotary: Rotary, cache: LayerCache, asked: slice) -> Tensor:
+    def _of_some(
+        self, h_BTD: Tensor, gate_BTE: Tensor, rotary: Rotary | None, cache: LayerCache, asked: slice
+    ) -> Tensor:
         """Of the experts that some token here has a gate for; keys and values of all go into the cache."""
         n_groups, head_dim = self._config.n_kv_heads, self._config.head_dim
         heads_BTGC = self._keys_values(h_BTD.flatten(0, 1)).view(*h_BTD.shape[:2], -1, head_dim)
         k_BTGC = self._turn(heads_BTGC[:, :, : self._n_keys], self._k_norm, rotary)
         keys_BSGC, values_BSGC, mask_BTS = cache.append(k_BTGC, heads_BTGC[:, :, self._n_keys :])
         mask_BTS = mask_BTS[:, asked] if mask_BTS is not None else None
-        rotary = (rotary[0][..., asked, :], rotary[1][..., asked, :])
+        if rotary is not None:
+            rotary = (rotary[0][..., asked, :], rotary[1][..., asked, :])
         h_BTD = h_BTD[:, asked]
         y_BTD = torch.zeros_like(h_BTD)
         for e in (gate_BTE != 0).flatten(0, 1).any(0).nonzero().flatten().tolist():
             q_BTHC = self._queries[e](h_BTD.flatten(0, 1)).view(*h_BTD.shape[:2], -1, head_dim)
             q_BTHC = self._turn(q_BTHC, self._of_expert(self._q_norm, e), rotary)
             own = slice(e * n_groups, (e + 1) * n_groups) if self._kv == "expert" else slice(None)
-            o_BTHC = attend(q_BTHC, keys_BSGC[:, :, own], values_BSGC[:, :, own], mask_BTS)
+            o_BTHC = attend(q_BTHC, keys_BSGC[:, :, own], values_BSGC[:, :, own], mask_BTS, self._module.scores)
             gated_NX = (o_BTHC.flatten(2) * gate_BTE[..., e : e + 1]).flatten(0, 1)
             y_BTD += self._outputs[e](gated_NX).view_as(y_BTD)
         return y_BTD
@@ -167,12 +198,17 @@ class _Attention:
         return None if scale_R is None else scale_R.view(self._n_experts, -1)[expert]
 
 
+def _in_a_row(*biases: Tensor | None) -> Tensor | None:
+    """All biases, of all experts; a module has all of them or none."""
+    found = [bias.flatten() for bias in biases if bias is not None]
+    return torch.cat(found) if found else None
+
+
 class _FFNExperts:
     def __init__(self, module: MixtureOfExperts, layout: Layout) -> None:
         self._module = module
-        stacks = zip(module.w_gate, module.w_up, module.w_down, strict=True)
-        self._experts = [SwiGLUProduct(*matrices, layout) for matrices in stacks]
-        self._shared = swiglu(module.shared, layout) if module.shared is not None else None
+        self._experts = expert_products(module, layout)
+        self._shared = ffn_product(module.shared, layout) if module.shared is not None else None
 
     def __call__(self, x_ND: Tensor) -> Tensor:
         module = self._module

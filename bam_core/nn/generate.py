@@ -60,15 +60,12 @@ def generate(
     with `child_seed(seed, str(i))`.
     Raises UsageError for an empty prompt, one that leaves no room for max_new_tokens, and impossible settings.
     """
-    if not (isfinite(temperature) and temperature >= 0):
-        raise UsageError(f"temperature {temperature}: must be a finite number of at least 0")
-    if not 0 < top_p <= 1:
-        raise UsageError(f"top_p {top_p}: must be above 0 and at most 1")
+    check_sampling(temperature, top_p)
     if isinstance(prompts, Tensor):
         rows, seeds = [prompts], [seed]
     else:
         rows, seeds = list(prompts), [child_seed(seed, str(row)) for row in range(len(prompts))]
-    _check_room(model, rows, max_new_tokens)
+    check_room(model, rows, max_new_tokens)
     generators = [torch.Generator().manual_seed(row_seed) for row_seed in seeds]
 
     def pick(logits_BV: Tensor, going: list[int]) -> dict[int, int]:
@@ -80,7 +77,16 @@ def generate(
     return texts[0] if isinstance(prompts, Tensor) else texts
 
 
-def _check_room(model: LM, rows: Sequence[Tensor], max_new_tokens: int) -> None:
+def check_sampling(temperature: float, top_p: float) -> None:
+    """Raises UsageError for settings from which no token can be drawn."""
+    if not (isfinite(temperature) and temperature >= 0):
+        raise UsageError(f"temperature {temperature}: must be a finite number of at least 0")
+    if not 0 < top_p <= 1:
+        raise UsageError(f"top_p {top_p}: must be above 0 and at most 1")
+
+
+def check_room(model: LM, rows: Sequence[Tensor], max_new_tokens: int) -> None:
+    """Raises UsageError for an empty prompt, and for one that leaves no room for max_new_tokens."""
     for tokens_T in rows:
         capacity = len(tokens_T) + max_new_tokens
         if len(tokens_T) == 0:

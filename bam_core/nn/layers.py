@@ -1,17 +1,21 @@
-"""The parts that dense models and mixtures share: norm, rotary embedding, SwiGLU, vocabulary.
+"""The parts that dense models and mixtures share: norm, rotary embedding, FFN, vocabulary.
 
-Nothing here has a bias. Parameters come uninitialised: `lm.init_weights` or a checkpoint fills them.
+Biases are there where a config asks for them. Parameters come uninitialised: `lm.init_weights` or a checkpoint fills
+them.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
+from math import pi
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bam_core.config import ModelConfig, RopeScaling
 from bam_core.nn.rms import rms_norm
 
 NormKind = Literal["rms", "layer"]
@@ -23,16 +27,22 @@ def empty(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape))
 
 
-class Norm(nn.Module):
-    """RMS or mean-centred layer norm with a scale and no bias, computed in float32 or wider.
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """x times the factor; x itself where that is 1."""
+    return x if factor == 1 else x * factor
 
-    rms: w * x / sqrt(mean(x^2) + eps);  layer: the same after subtracting the mean.
-    n_models: that many scales, w_ED, of which each position has its own mix; 0 for one scale.
+
+class Norm(nn.Module):
+    """RMS or mean-centred layer norm with a scale, computed in float32 or wider.
+
+    rms: w * x / sqrt(mean(x^2) + eps);  layer: the same after subtracting the mean. bias: is added to either.
+    n_models: that many scales, w_ED, and biases, of which each position has its own mix; 0 for one scale.
     """
 
-    def __init__(self, d: int, eps: float, kind: NormKind, n_models: int = 0) -> None:
+    def __init__(self, d: int, eps: float, kind: NormKind, n_models: int = 0, *, bias: bool = False) -> None:
         super().__init__()
         self.weight = empty(n_models, d) if n_models else empty(d)
+        self.bias = empty(*self.weight.shape) if bias else None
         self.eps = eps
         self.kind = kind
 
@@ -43,7 +53,11 @@ class Norm(nn.Module):
             return self._mixed(x_BTD, mix_BTE)
         shape = self.weight.shape
         if self.kind == "layer":  # the fused kernel accumulates bf16 in float32 itself
-            return F.layer_norm(x_BTD, shape, self.weight, None, self.eps)
+            return F.layer_norm(x_BTD, shape, self.weight, self.bias, self.eps)
+        if self.bias is not None:
+            wide = torch.promote_types(x_BTD.dtype, torch.float32)
+            normed = F.rms_norm(x_BTD.to(wide), shape, self.weight.to(wide), self.eps)
+            return (normed + self.bias.to(wide)).to(x_BTD.dtype)
         if x_BTD.device.type == "cpu" and not torch.compiler.is_compiling():
             return rms_norm(x_BTD, self.weight, self.eps)
         wide = torch.promote_types(x_BTD.dtype, torch.float32)
@@ -53,7 +67,10 @@ class Norm(nn.Module):
         wide, shape = torch.promote_types(x_BTD.dtype, torch.float32), x_BTD.shape[-1:]
         x = x_BTD.to(wide)
         normed = F.layer_norm(x, shape, eps=self.eps) if self.kind == "layer" else F.rms_norm(x, shape, eps=self.eps)
-        return (normed * (mix_BTE.to(wide) @ self.weight.to(wide))).to(x_BTD.dtype)
+        normed = normed * (mix_BTE.to(wide) @ self.weight.to(wide))
+        if self.bias is not None:
+            normed = normed + mix_BTE.to(wide) @ self.bias.to(wide)
+        return normed.to(x_BTD.dtype)
 
 
 def norm_channels(x_BTHC: Tensor, scale_HC: Tensor, eps: float, kind: NormKind) -> Tensor:
@@ -66,7 +83,12 @@ def norm_channels(x_BTHC: Tensor, scale_HC: Tensor, eps: float, kind: NormKind) 
 
 @lru_cache(maxsize=16)
 def rotary_tables(
-    seq_len: int, rotary_dim: int, theta: float, dtype: torch.dtype, device: torch.device
+    seq_len: int,
+    rotary_dim: int,
+    theta: float,
+    dtype: torch.dtype,
+    device: torch.device,
+    scaling: RopeScaling | None = None,
 ) -> tuple[Tensor, Tensor]:
     """cos_TR and sin_TR of pos * theta^(-2j/R), for pairs (j, j + R/2); the first half of sin_TR is negated.
 
@@ -78,9 +100,40 @@ def rotary_tables(
     with torch.inference_mode(False), torch.no_grad():
         channel = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=device)
         inverse_frequency = 1.0 / (theta ** (channel / rotary_dim))
+        if scaling is not None:
+            inverse_frequency = SCALINGS[scaling.kind](inverse_frequency, scaling)
         angle = torch.outer(torch.arange(seq_len, dtype=torch.float32, device=device), inverse_frequency)
         cos, sin = angle.cos(), angle.sin()
         return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
+
+
+def _scale_all(frequency_J: Tensor, scaling: RopeScaling) -> Tensor:
+    return frequency_J / scaling.factor
+
+
+def _scale_llama3(frequency_J: Tensor, scaling: RopeScaling) -> Tensor:
+    """Long waves as `_scale_all`, short ones not, and between them in parts that go with the number of turns.
+
+    Source: Llama 3.1's code; the turns are those that a pair makes over the original context.
+    """
+    low, high, context = scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_seq_len
+    assert low is not None, f"checked by RopeScaling.problems: {scaling}"
+    assert high is not None, f"checked by RopeScaling.problems: {scaling}"
+    assert context is not None, f"checked by RopeScaling.problems: {scaling}"
+    wavelength_J = 2 * pi / frequency_J
+    kept_J = (context / wavelength_J - low) / (high - low)
+    smooth_J = (1 - kept_J) * frequency_J / scaling.factor + kept_J * frequency_J
+    scaled_J = torch.where(wavelength_J > context / low, frequency_J / scaling.factor, smooth_J)
+    return torch.where(wavelength_J < context / high, frequency_J, scaled_J)
+
+
+SCALINGS: dict[str, Callable[[Tensor, RopeScaling], Tensor]] = {"linear": _scale_all, "llama3": _scale_llama3}
+
+
+def rotary_of(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`rotary_tables` of all of a model's positions."""
+    sizes = config.max_seq_len, config.rotary_dim, config.rope_theta
+    return rotary_tables(*sizes, dtype, device, config.rope_scaling)
 
 
 def apply_rotary(x_BTHC: Tensor, cos_TR: Tensor, sin_TR: Tensor, pairs: RotaryPairs = "half") -> Tensor:
@@ -135,15 +188,63 @@ class SwiGLU(nn.Module):
         return h_BTF @ self.w_down, None
 
 
+Activation = Callable[[Tensor], Tensor]
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+class FFN(nn.Module):
+    """FFN(x) = (act(x W_gate^T + b_gate) * (x W_up^T + b_up)) W_down + b_down; without a gate, act(x W_up^T + b_up)
+    takes the place of the product. `SwiGLU` is the plain case."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        D, width = config.d_model, config.d_ff
+        self.activation = ACTIVATIONS[config.activation]
+        self.w_gate = empty(width, D) if config.gated else None
+        self.w_up = empty(width, D)
+        self.w_down = empty(width, D)
+        self.b_gate = empty(width) if config.ffn_bias and config.gated else None
+        self.b_up = empty(width) if config.ffn_bias else None
+        self.b_down = empty(D) if config.ffn_bias else None
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, None]:
+        """The output, and None: a dense FFN routes nothing."""
+        gate_BTF = gate_linear(x_BTD, self.w_gate, self.b_gate)
+        h_BTF = hidden(self.activation, gate_BTF, F.linear(x_BTD, self.w_up, self.b_up))
+        return F.linear(h_BTF, self.w_down.mT, self.b_down), None
+
+
+def gate_linear(x_BTD: Tensor, w_FD: Tensor | None, bias_F: Tensor | None) -> Tensor | None:
+    """x w^T + b; None where an FFN has no gate."""
+    return None if w_FD is None else F.linear(x_BTD, w_FD, bias_F)
+
+
+def hidden(activation: Activation, gate_BTF: Tensor | None, up_BTF: Tensor) -> Tensor:
+    """An FFN's hidden values."""
+    return activation(up_BTF) if gate_BTF is None else activation(gate_BTF) * up_BTF
+
+
+def dense_ffn(config: ModelConfig) -> SwiGLU | FFN:
+    """One FFN of a model, of width d_ff."""
+    return SwiGLU(config.d_model, config.d_ff) if config.is_swiglu else FFN(config)
+
+
 class Vocabulary(nn.Module):
     """A matrix with one row per token: looked up at the input, compared with at the output.
 
-    n_models: that many of them, w_EVD, which `nn.shared` looks up and compares with; 0 for one.
+    n_models: that many of them, w_EVD, which `nn.shared` looks up and compares with; 0 for one. bias: of the logits.
     """
 
-    def __init__(self, vocab_size: int, d_model: int, n_models: int = 0) -> None:
+    def __init__(self, vocab_size: int, d_model: int, n_models: int = 0, *, bias: bool = False) -> None:
         super().__init__()
         self.weight = empty(n_models, vocab_size, d_model) if n_models else empty(vocab_size, d_model)
+        self.bias = empty(*self.weight.shape[:-1]) if bias else None
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         return F.embedding(tokens_BT, self.weight)

@@ -15,9 +15,16 @@ from torch import Tensor, nn
 from bam_core.config import ModelConfig
 from bam_core.nn.attention import Cache
 from bam_core.nn.block import Block, LayerRouting, residual_norm
-from bam_core.nn.layers import Vocabulary, rotary_tables
+from bam_core.nn.layers import Vocabulary, rotary_of
 from bam_core.nn.routing import Noise
-from bam_core.nn.shared import SharedRouter, embed_each, head_logits, mix_embeddings, text_so_far
+from bam_core.nn.shared import (
+    SharedRouter,
+    embed_each,
+    head_logits,
+    mix_embeddings,
+    scaled_embeddings,
+    text_so_far,
+)
 from bam_core.seeds import child_seed
 
 __all__ = ["LM", "LayerRouting", "Output", "child_seed", "init_tensor", "init_weights"]
@@ -52,7 +59,8 @@ class LM(nn.Module):
         self.shared = SharedRouter(config) if config.shared is not None else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = residual_norm(config)
-        self.head = Vocabulary(config.vocab_size, config.d_model, copies["head"]) if config.has_head else None
+        sizes = config.vocab_size, config.d_model, copies["head"]
+        self.head = Vocabulary(*sizes, bias=config.head_bias) if config.has_head else None
 
     def forward(self, tokens_BT: Tensor, cache: Cache | None = None, noise: Noise | None = None) -> Output:
         """Hidden states of `tokens_BT`, which follow the positions in `cache`; the cache grows by them.
@@ -63,7 +71,7 @@ class LM(nn.Module):
         end = n_time + (cache.length if cache is not None else 0)
         assert end <= config.max_seq_len, f"{end} positions; max_seq_len is {config.max_seq_len}"
         x_BTD, mix_BTE = self.start(tokens_BT, cache)
-        cos, sin = rotary_tables(config.max_seq_len, config.rotary_dim, config.rope_theta, x_BTD.dtype, x_BTD.device)
+        cos, sin = rotary_of(config, x_BTD.dtype, x_BTD.device)
         positions = cache.positions(n_time) if cache is not None else slice(n_time)
         rotary = (cos[positions], sin[positions])
         routing = []
@@ -75,17 +83,18 @@ class LM(nn.Module):
     def start(self, tokens_BT: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor | None]:
         """The residual stream before the first layer, and the mix of what is shared; the cache takes the text in."""
         if self.shared is None:
-            return self.embed.embed(tokens_BT), None
+            return scaled_embeddings(self.config, self.embed.embed(tokens_BT)), None
         e_BTED = embed_each(tokens_BT, self.embed.weight)
         mix_BTE = self.shared(text_so_far(e_BTED, cache))
-        return mix_embeddings(e_BTED, mix_BTE), mix_BTE
+        return scaled_embeddings(self.config, mix_embeddings(e_BTED, mix_BTE)), mix_BTE
 
     def logits(self, hidden_BTD: Tensor, mix_BTE: Tensor | None = None) -> Tensor:
         """logits_BTV under the output embedding, which is the input embedding when tied.
 
         mix_BTE: `Output.mix_BTE` of the same positions, for a model with a head of every dense model.
         """
-        return head_logits(self.config, hidden_BTD, mix_BTE, (self.head or self.embed).weight)
+        table = self.head or self.embed
+        return head_logits(self.config, hidden_BTD, mix_BTE, table.weight, table.bias)
 
     def cast(self, dtype: torch.dtype) -> LM:
         """Put every parameter in `dtype`, in place; those in FLOAT32 never narrower than that."""
@@ -113,7 +122,7 @@ def init_tensor(name: str, shape: Sequence[int], n_layers: int, seed: int) -> Te
     kind = name.rsplit(".", 1)[-1]
     if name.endswith("norm.weight") or kind in ("q_norm", "k_norm"):
         return torch.ones(*shape)
-    if kind.endswith("_bias"):
+    if kind.endswith("bias") or kind.startswith("b_"):
         return torch.zeros(*shape)
     if kind in ("weight", "router"):
         std = 0.02

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import ceil
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,18 +18,28 @@ from torch import Tensor, nn
 
 from bam_core.config import FFNExperts, ModelConfig
 from bam_core.nn.grouped import grouped_product, grouped_swiglu, places_of
-from bam_core.nn.layers import SwiGLU, empty
+from bam_core.nn.layers import ACTIVATIONS, dense_ffn, empty, gate_linear, hidden
 from bam_core.nn.routing import Noise, Routing, expert_counts, route, router_logits, straight_through
 
 
-def grouped_linear(x_ND: Tensor, w_ERD: Tensor, counts_E: Tensor) -> Tensor:
-    """y_NR: the first counts_E[0] rows times w_ERD[0].T, the next counts_E[1] times w_ERD[1].T, and so on."""
+def grouped_linear(x_ND: Tensor, w_ERD: Tensor, counts_E: Tensor, bias_ER: Tensor | None = None) -> Tensor:
+    """y_NR: the first counts_E[0] rows times w_ERD[0].T, the next counts_E[1] times w_ERD[1].T, and so on; each with
+    its expert's bias, if there are biases."""
     aligned = w_ERD.shape[1] % 8 == 0 and w_ERD.shape[2] % 8 == 0  # the kernel reads 16 bytes at once
     if x_ND.device.type == "cuda" and x_ND.dtype == torch.bfloat16 and aligned:
-        return grouped_kernel(x_ND, w_ERD, counts_E)
+        y_NR = grouped_kernel(x_ND, w_ERD, counts_E)
+        return y_NR if bias_ER is None else y_NR + _of_groups(bias_ER, counts_E, len(x_ND))
     # One product per expert: on a CPU faster than the kernel, and there for every dtype and shape.
     groups = torch.split(x_ND, counts_E.tolist())
-    return torch.cat([F.linear(x, w) for x, w in zip(groups, w_ERD.unbind(), strict=True)])
+    biases = [None] * len(w_ERD) if bias_ER is None else bias_ER.unbind()
+    return torch.cat([F.linear(x, w, b) for x, w, b in zip(groups, w_ERD.unbind(), biases, strict=True)])
+
+
+def _of_groups(bias_ER: Tensor, counts_E: Tensor, n_rows: int) -> Tensor:
+    """Each row's bias, by a product with ones and zeros: its gradient is a product too, the same in every run."""
+    ends_E, row_N = counts_E.cumsum(0), torch.arange(n_rows, device=counts_E.device)
+    expert_N = torch.searchsorted(ends_E, row_N, right=True)
+    return F.one_hot(expert_N, len(bias_ER)).to(bias_ER.dtype) @ bias_ER
 
 
 def grouped_kernel(x_ND: Tensor, w_ERD: Tensor, counts_E: Tensor) -> Tensor:
@@ -58,7 +68,7 @@ def permute_rows(x_ND: Tensor, order_N: Tensor, inverse_N: Tensor) -> Tensor:
 
 
 class MixtureOfExperts(nn.Module):
-    """E SwiGLU experts with a router; each token goes to its top-k. `layer` picks the gain and the noise."""
+    """E FFN experts with a router; each token goes to its top-k. `layer` picks the gain and the noise."""
 
     router_bias: nn.Parameter | None
     balance_bias: nn.Parameter | None
@@ -68,11 +78,15 @@ class MixtureOfExperts(nn.Module):
         E, D = experts.n_experts, config.d_model
         shape = (E, config.d_ff // experts.split, D)
         self.experts, self.layer = experts, layer
+        self.is_swiglu, self.activation = config.is_swiglu, ACTIVATIONS[config.activation]
         self.gain = experts.gain[layer] if experts.gain else 1.0
-        self.w_gate = empty(*shape)
+        self.w_gate = empty(*shape) if config.gated else None
         self.w_up = empty(*shape)
         self.w_down = empty(*shape)
-        self.shared = SwiGLU(D, config.d_ff) if experts.shared_expert else None
+        self.b_gate = empty(*shape[:2]) if config.ffn_bias and config.gated else None
+        self.b_up = empty(*shape[:2]) if config.ffn_bias else None
+        self.b_down = empty(E, D) if config.ffn_bias else None
+        self.shared = dense_ffn(config) if experts.shared_expert else None
         self.router = empty(E, D)
         self.router_bias = nn.Parameter(torch.empty(E), requires_grad=False) if experts.router_bias else None
         self.balance_bias = nn.Parameter(torch.empty(E), requires_grad=False) if experts.balance == "bias" else None
@@ -106,38 +120,52 @@ class MixtureOfExperts(nn.Module):
     def _chosen_experts(self, x_BTD: Tensor, routing: Routing) -> Tensor:
         """Each token through its own experts alone."""
         x_ND, top_k = x_BTD.flatten(0, -2), self.experts.top_k
-        through = self._by_kernel if x_BTD.is_cuda else self._by_groups
+        through = self._by_groups if self.is_swiglu and not x_BTD.is_cuda else self._by_kernel
         weighted_NKD = through(x_ND, routing) * routing.weights_NK.to(x_BTD.dtype).view(-1, top_k, 1)
         return (weighted_NKD.sum(1) if top_k > 1 else weighted_NKD).view_as(x_BTD)
 
     def _by_groups(self, x_ND: Tensor, routing: Routing) -> Tensor:
         places = places_of(routing)
         if torch.is_grad_enabled():
-            return grouped_swiglu(x_ND, self.w_gate, self.w_up, self.w_down, places)
+            return grouped_swiglu(x_ND, cast(Tensor, self.w_gate), self.w_up, self.w_down, places)
         # One stack after the other: while a mixture is being made, each is there only as long as it is asked for.
         x_PD = x_ND.index_select(0, places.token_P)
-        h_PF = F.silu(grouped_product(x_PD, self.w_gate.mT, places.ends))
+        h_PF = F.silu(grouped_product(x_PD, cast(Tensor, self.w_gate).mT, places.ends))
         h_PF *= grouped_product(x_PD, self.w_up.mT, places.ends)
         y_PD = grouped_product(h_PF, self.w_down, places.ends)
         return y_PD.index_select(0, places.of_NK.flatten()).view(*places.of_NK.shape, -1)
 
     def _by_kernel(self, x_ND: Tensor, routing: Routing) -> Tensor:
-        """y_NKD. The counts of tokens stay on the device."""
+        """y_NKD, of any form of FFN. On a GPU the counts of tokens stay on the device."""
         counts_E = expert_counts(routing)
         order_M = routing.experts_NK.flatten().argsort(stable=True)  # M = B*T*K pairs of a token and a chosen expert
         inverse_M = torch.empty_like(order_M).scatter_(0, order_M, torch.arange(len(order_M), device=order_M.device))
         x_NKD = x_ND.unsqueeze(1).expand(-1, self.experts.top_k, -1)
         x_MD = permute_rows(x_NKD.reshape(-1, x_ND.shape[-1]), order_M, inverse_M)
-        h_MF = F.silu(grouped_linear(x_MD, self.w_gate, counts_E)) * grouped_linear(x_MD, self.w_up, counts_E)
-        y_MD = grouped_linear(h_MF, self.w_down.mT, counts_E)
+        gate_MF = _grouped_gate(x_MD, self.w_gate, counts_E, self.b_gate)
+        h_MF = hidden(self.activation, gate_MF, grouped_linear(x_MD, self.w_up, counts_E, self.b_up))
+        y_MD = grouped_linear(h_MF, self.w_down.mT, counts_E, self.b_down)
         return permute_rows(y_MD, inverse_M, order_M).view_as(x_NKD)
 
     def _all_experts(self, x_BTD: Tensor, gate_BTE: Tensor) -> Tensor:
-        """Each token through every expert, folded into one wide SwiGLU: as sum_e g_e h_e W_e = (g h) @ stack(W)."""
-        w_gate, w_up, w_down = (w.flatten(0, 1) for w in (self.w_gate, self.w_up, self.w_down))
-        h_BTR = F.silu(F.linear(x_BTD, w_gate)) * F.linear(x_BTD, w_up)  # R = E*F hidden neurons of all experts
-        gated_BTEF = h_BTR.view(*gate_BTE.shape, -1) * gate_BTE.to(h_BTR.dtype).unsqueeze(-1)
-        return gated_BTEF.flatten(2) @ w_down
+        """Each token through every expert, folded into one wide FFN: as sum_e g_e h_e W_e = (g h) @ stack(W)."""
+        w_gate, b_gate, b_up = (_wide(part) for part in (self.w_gate, self.b_gate, self.b_up))
+        w_up, w_down = self.w_up.flatten(0, 1), self.w_down.flatten(0, 1)
+        gate_BTR = gate_linear(x_BTD, w_gate, b_gate)  # R = E*F hidden neurons of all experts
+        h_BTR = hidden(self.activation, gate_BTR, F.linear(x_BTD, w_up, b_up))
+        gate_BTE = gate_BTE.to(h_BTR.dtype)
+        gated_BTEF = h_BTR.view(*gate_BTE.shape, -1) * gate_BTE.unsqueeze(-1)
+        y_BTD = gated_BTEF.flatten(2) @ w_down
+        return y_BTD if self.b_down is None else y_BTD + gate_BTE @ self.b_down
+
+
+def _grouped_gate(x_MD: Tensor, w_EFD: Tensor | None, counts_E: Tensor, bias_EF: Tensor | None) -> Tensor | None:
+    return None if w_EFD is None else grouped_linear(x_MD, w_EFD, counts_E, bias_EF)
+
+
+def _wide(part: Tensor | None) -> Tensor | None:
+    """The experts' rows one after another."""
+    return None if part is None else part.flatten(0, 1)
 
 
 def drop_over_capacity(routing: Routing, capacity_factor: float) -> Routing:

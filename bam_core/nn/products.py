@@ -7,13 +7,14 @@ applies SwiGLU's activation and product before it rounds. One row: torch's matri
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bam_core.nn.layers import SwiGLU
+from bam_core.nn.layers import FFN, Activation, SwiGLU, hidden
+from bam_core.nn.moe import MixtureOfExperts
 
 Layout = Callable[[Tensor], Tensor]
 """From a matrix w_RI as it is stored to the same one as products read it."""
@@ -94,5 +95,43 @@ class SwiGLUProduct:
         return self._down(self._up.times(x_ND, self._gate.silu(x_ND)))
 
 
-def swiglu(module: SwiGLU, layout: Layout) -> SwiGLUProduct:
-    return SwiGLUProduct(module.w_gate, module.w_up, module.w_down, layout)
+class FFNProduct:
+    """Of an FFN that is no SwiGLU."""
+
+    def __init__(self, activation: Activation, tensors: Mapping[str, Tensor], layout: Layout) -> None:
+        """tensors: by the names of `FFN`, those that there are."""
+        self._activation = activation
+        self._gate = BiasedProduct(tensors["w_gate"], tensors.get("b_gate"), layout) if "w_gate" in tensors else None
+        self._up = BiasedProduct(tensors["w_up"], tensors.get("b_up"), layout)
+        self._down = BiasedProduct(tensors["w_down"].T, tensors.get("b_down"), layout)
+
+    def __call__(self, x_ND: Tensor) -> Tensor:
+        gate_NF = self._gate(x_ND) if self._gate is not None else None
+        return self._down(hidden(self._activation, gate_NF, self._up(x_ND)))
+
+
+class BiasedProduct:
+    """x_NI -> x W^T + b."""
+
+    def __init__(self, w_RI: Tensor, bias_R: Tensor | None, layout: Layout) -> None:
+        self._product, self._bias = Product(w_RI, layout), bias_R.detach() if bias_R is not None else None
+
+    def __call__(self, x_NI: Tensor) -> Tensor:
+        y_NR = self._product(x_NI)
+        return y_NR if self._bias is None else y_NR.add_(self._bias)
+
+
+def ffn_product(module: SwiGLU | FFN, layout: Layout) -> SwiGLUProduct | FFNProduct:
+    if isinstance(module, SwiGLU):
+        return SwiGLUProduct(module.w_gate, module.w_up, module.w_down, layout)
+    return FFNProduct(module.activation, dict(module.named_parameters()), layout)
+
+
+def expert_products(module: MixtureOfExperts, layout: Layout) -> list[SwiGLUProduct | FFNProduct]:
+    """One for each expert."""
+    names = [name for name, _ in module.named_parameters(recurse=False) if name[:2] in ("w_", "b_")]
+    stacks = zip(*(module.get_parameter(name) for name in names), strict=True)
+    experts = [dict(zip(names, parts, strict=True)) for parts in stacks]
+    if module.is_swiglu:
+        return [SwiGLUProduct(own["w_gate"], own["w_up"], own["w_down"], layout) for own in experts]
+    return [FFNProduct(module.activation, own, layout) for own in experts]

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bam_core import plugins
 from bam_core.config import AttentionExperts, FFNExperts
 from bam_core.seeds import child_seed
 
@@ -64,7 +65,9 @@ def route(
     if noise_NE is not None:
         assert experts.gate == "sample_top1", f"{experts.gate} takes no noise"
         return sampled_top1(logits_NE, noise_NE, temperature, balance_E)
-    return GATES[experts.gate](logits_NE, experts.top_k, balance_E)
+    if experts.gate not in GATES and experts.top_k == logits_NE.shape[-1]:
+        return _soft(logits_NE)  # a plug-in is asked for a choice only
+    return gate(experts.gate)(logits_NE, experts.top_k, balance_E)
 
 
 class Gate(Protocol):
@@ -135,6 +138,40 @@ GATES: dict[str, Gate] = {
     "softmax_topk_ste": softmax_topk_ste,
     "sample_top1": sample_top1,
 }
+
+
+def gate(name: str) -> Gate:
+    """The routing rule of this name: a row of GATES, or a plug-in's. Raises UsageError."""
+    if name in GATES:
+        return GATES[name]
+    rule: Gate = plugins.load(plugins.ROUTING_RULES, name, _require_gate)
+    return rule
+
+
+def _require_gate(rule: Any) -> None:
+    """What the model and its receipt rely on. Raises ValueError."""
+    if not callable(rule):
+        raise ValueError(f"must be a function (logits_NE, top_k, balance_E=None) -> Routing, not {rule!r:.60}")
+    logits_NE = torch.tensor([[0.5, -1.0, 2.0, 0.0], [-0.5, 1.5, 0.25, -2.0]], dtype=torch.float64)
+    for top_k, balance_E in ((1, None), (2, logits_NE.new_zeros(4))):
+        found = rule(logits_NE, top_k, balance_E)
+        if not isinstance(found, Routing):
+            raise ValueError(f"must return a bam_core.nn.routing.Routing, not a {type(found).__name__}")
+        shapes = [list(part.shape) for part in (found.weights_NK, found.experts_NK, found.probs_NE, found.logits_NE)]
+        if shapes != [[2, top_k], [2, top_k], [2, 4], [2, 4]]:
+            raise ValueError(f"of logits [2, 4] with top_k {top_k}, weights, experts, probs and logits are {shapes}")
+        chosen_NK = found.experts_NK
+        if chosen_NK.dtype != torch.int64 or not ((chosen_NK >= 0) & (chosen_NK < 4)).all():
+            raise ValueError("experts_NK must be int64 numbers of experts")
+        if any(len(set(row)) < top_k for row in chosen_NK.tolist()):
+            raise ValueError("experts_NK must name each expert once")
+        if not torch.isfinite(found.weights_NK).all() or found.weights_NK.dtype != logits_NE.dtype:
+            raise ValueError("weights_NK must be finite and in the dtype of the logits")
+        if (found.probs_NE.sum(-1) - 1).abs().max() > 1e-6:
+            raise ValueError("probs_NE must sum to 1: the load-balancing loss reads them")
+    sure = rule(logits_NE.new_tensor([[-1e4, 1e4, -1e4, -1e4]]), 1, None)
+    if sure.experts_NK.item() != 1 or sure.weights_NK.item() != 1:
+        raise ValueError("an expert that the router is sure of must be chosen, with weight 1: receipts rest on it")
 
 
 def _soft(logits_NE: Tensor) -> Routing:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bam_core.config import ModelConfig, SharedExperts
 from bam_core.nn.attention import Cache
-from bam_core.nn.layers import empty
+from bam_core.nn.layers import empty, scaled
 from bam_core.nn.moe import grouped_linear, permute_rows
 from bam_core.nn.routing import router_logits
 
@@ -82,34 +82,51 @@ def mix_embeddings(e_BTED: Tensor, mix_BTE: Tensor) -> Tensor:
     return (mix_BTE.unsqueeze(-2) @ e_BTED.to(mix_BTE.dtype)).squeeze(-2).to(e_BTED.dtype)
 
 
-def head_logits(config: ModelConfig, hidden_ND: Tensor, mix_NE: Tensor | None, weight: Tensor) -> Tensor:
-    """logits_NV under the model's output head, which is one w_VD, or w_EVD of all dense models."""
+def scaled_embeddings(config: ModelConfig, x_BTD: Tensor) -> Tensor:
+    """The residual stream's start."""
+    return scaled(x_BTD, config.embed_scale)
+
+
+def head_logits(
+    config: ModelConfig, hidden_ND: Tensor, mix_NE: Tensor | None, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """logits_NV under the model's output head, which is one w_VD, or w_EVD of all dense models; so its bias."""
     if not config.is_routed("head"):
-        return F.linear(hidden_ND, weight)
+        return finished_logits(config, F.linear(hidden_ND, weight, bias))
     assert config.shared is not None, "a head is routed with what is shared"
     assert mix_NE is not None, "a routed head needs the mix of the same positions, Output.mix_BTE"
-    return routed_logits(hidden_ND, mix_NE, weight, config.shared)
+    return finished_logits(config, routed_logits(hidden_ND, mix_NE, weight, config.shared, bias))
 
 
-def routed_logits(hidden_ND: Tensor, mix_NE: Tensor, head_EVD: Tensor, shared: SharedExperts) -> Tensor:
+def finished_logits(config: ModelConfig, logits_NV: Tensor) -> Tensor:
+    """Scaled, then capped, where a model does so."""
+    logits_NV = scaled(logits_NV, config.logit_scale)
+    if config.logit_softcap is not None:
+        logits_NV = (logits_NV / config.logit_softcap).tanh() * config.logit_softcap
+    return logits_NV
+
+
+def routed_logits(
+    hidden_ND: Tensor, mix_NE: Tensor, head_EVD: Tensor, shared: SharedExperts, bias_EV: Tensor | None = None
+) -> Tensor:
     """logits_NV under the heads that the mix asks for; N stands for any leading dimensions."""
     if shared.head == "soft":
         mix_NE1 = mix_NE.to(hidden_ND.dtype).unsqueeze(-1)
         logits_NV = F.linear(hidden_ND * mix_NE1[..., 0, :], head_EVD[0])
         for expert in range(1, len(head_EVD)):
             logits_NV = logits_NV + F.linear(hidden_ND * mix_NE1[..., expert, :], head_EVD[expert])
-        return logits_NV
+        return logits_NV if bias_EV is None else logits_NV + mix_NE.to(bias_EV.dtype) @ bias_EV
     most_N, expert_N = mix_NE.flatten(0, -2).max(-1)
     h_ND = hidden_ND.flatten(0, -2)
     if shared.head_gradient:
         h_ND = h_ND * (1 + (most_N - most_N.detach())).to(h_ND.dtype).unsqueeze(-1)
-    return _chosen_head(h_ND, expert_N, head_EVD).view(*hidden_ND.shape[:-1], -1)
+    return _chosen_head(h_ND, expert_N, head_EVD, bias_EV).view(*hidden_ND.shape[:-1], -1)
 
 
-def _chosen_head(h_ND: Tensor, expert_N: Tensor, head_EVD: Tensor) -> Tensor:
+def _chosen_head(h_ND: Tensor, expert_N: Tensor, head_EVD: Tensor, bias_EV: Tensor | None) -> Tensor:
     """Each token times the head of its expert: sorted by expert, one product each, and back in order."""
     order_N = expert_N.argsort(stable=True)
     inverse_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
     counts_E = (expert_N.unsqueeze(-1) == torch.arange(len(head_EVD), device=expert_N.device)).sum(0)
-    sorted_NV = grouped_linear(permute_rows(h_ND, order_N, inverse_N), head_EVD, counts_E)
+    sorted_NV = grouped_linear(permute_rows(h_ND, order_N, inverse_N), head_EVD, counts_E, bias_EV)
     return permute_rows(sorted_NV, inverse_N, order_N)

@@ -113,10 +113,17 @@ class Training:
         return {
             "state": state,
             "values": value * tokens * kept,
-            "scores": value * tokens * scores if short else 0.0,
+            "scores": self._bytes_per_score(value, short=short) * tokens * scores,
             "logits": value * tokens * _vocabulary(model),
             "shapes": 0.0 if self.gpu else float(self._shapes(tokens)),
         }
+
+    def _bytes_per_score(self, value: int, *, short: bool) -> float:
+        """What is kept of one pair of positions up to the diagonal. Where scores are capped, no kernel does it: the
+        whole square is kept, before and after the softmax in float32 and once in the model's dtype."""
+        if self.model.attention_softcap is not None:
+            return 2.0 * (2 * max(4, value) + (value if value < 4 else 0))
+        return float(value) if short else 0.0
 
     def _shapes(self, tokens: int) -> int:
         """Kernels of the products of experts: six for each number of rows that they are given, as many as are kept."""
@@ -179,7 +186,8 @@ def _width(model: ModelConfig) -> float:
         experts = _experts_run(ffn.n_experts, ffn.top_k, ffn.dense_router_gradient) if ffn else 1
         hidden = experts * model.d_ff / (ffn.split if ffn else 1)
         hidden += model.d_ff if ffn and ffn.shared_expert else 0
-        total += 4 * model.d_model + heads * (queries + E) + groups * (keys + values) + 3 * hidden
+        total += 4 * model.d_model + heads * (queries + E) + groups * (keys + values)
+        total += (2 + model.gated) * hidden
         total += 2 * model.d_model * experts if ffn else 0
     return total
 

@@ -40,8 +40,11 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def decays(name: str, param: nn.Parameter) -> bool:
-    """Whether weight decay pulls at a parameter: at matrices, not at norms, of which an expert each makes a matrix."""
-    return param.ndim >= 2 and not name.removesuffix(".weight").endswith("norm")
+    """Whether weight decay pulls at a parameter: at matrices, not at norms and biases, of which an expert each makes a
+    matrix."""
+    last = name.rpartition(".")[2]
+    is_bias = last == "bias" or last.startswith("b_")
+    return param.ndim >= 2 and not is_bias and not name.removesuffix(".weight").endswith("norm")
 
 
 class FlatGroup:

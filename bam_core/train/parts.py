@@ -16,7 +16,7 @@ def part_of(name: str, param: nn.Parameter) -> str:
     *_, branch, tensor = ("", *name.split("."))
     if tensor == "router":
         return "router"
-    n_dims_of_one = 1 if tensor.endswith("norm") else 2
+    n_dims_of_one = 1 if tensor.endswith("norm") or tensor.startswith("b_") else 2
     is_stacked = branch in ("attn", "ffn") and param.ndim > n_dims_of_one
     return {"attn": "attention", "ffn": "ffn"}[branch] if is_stacked else "shared"
 

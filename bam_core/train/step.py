@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bam_core.config import ModelConfig, TrainConfig
+from bam_core.nn.layers import scaled
 from bam_core.nn.lm import LM, LayerRouting, Output
 from bam_core.nn.losses import (
     IGNORED,
@@ -181,7 +182,8 @@ def accumulate_gradient(
 def _text_loss(model: LM, output: Output, targets_BT: Tensor, wants_logits: bool) -> tuple[Tensor, Tensor | None]:
     """Sum of -ln p(target), and the logits: on a GPU, which runs long rows, only if someone wants them."""
     hidden_BTD = output.hidden_BTD
-    if hidden_BTD.is_cuda and not wants_logits and not model.config.is_routed("head"):
+    if hidden_BTD.is_cuda and not wants_logits and model.config.has_linear_logits:
+        hidden_BTD = scaled(hidden_BTD, model.config.logit_scale)
         return linear_next_token_loss(hidden_BTD, (model.head or model.embed).weight, targets_BT), None
     logits_BTV = model.logits(hidden_BTD, output.mix_BTE)
     return next_token_loss(logits_BTV, targets_BT), logits_BTV

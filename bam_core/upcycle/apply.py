@@ -27,7 +27,7 @@ from bam_core.seeds import child_seed
 from bam_core.upcycle.compat import value_problem
 from bam_core.upcycle.coverage import Coverage, coverage
 from bam_core.upcycle.hashing import Hashing
-from bam_core.upcycle.merge import MERGES, Parts
+from bam_core.upcycle.merge import Parts, merge_rule
 from bam_core.upcycle.pieces import pieces
 from bam_core.upcycle.router_init import INITS
 from bam_core.upcycle.rules import FITTED_INITS, Rule
@@ -172,7 +172,7 @@ class _Maker:
             seed = next(iter(self.sources))
             return self._read(name, rule, seed, origins).to(torch.float32, copy=True)
         generator = Generator().manual_seed(child_seed(self.seed, name))
-        return MERGES[rule.op](self._parts(name, rule, origins), rule.merge, generator)
+        return merge_rule(rule.op)(self._parts(name, rule, origins), rule.merge, generator)
 
     def _parts(self, name: str, rule: Rule, origins: list[dict[str, Any]] | None) -> Parts:
         for model in rule.reads(tuple(self.sources)):

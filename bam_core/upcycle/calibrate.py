@@ -22,15 +22,17 @@ from torch import Tensor
 
 from bam_core.checkpoint import TensorSource
 from bam_core.config import AttentionExperts, FFNExperts, ModelConfig
+from bam_core.config.experts import SUM_TO_ONE
 from bam_core.errors import InvalidInput, Problem
+from bam_core.nn.block import Branch
 from bam_core.nn.routing import route, router_logits
-from bam_core.nn.shapes import tensor_shapes
+from bam_core.nn.shapes import ffn_names, tensor_shapes
 from bam_core.nn.shared import shared_mix
 from bam_core.upcycle.apply import Fitted, coverage, make_tensor
 from bam_core.upcycle.router_init import FITS, condition
-from bam_core.upcycle.rules import Rule
+from bam_core.upcycle.rules import OUTPUT, Rule
 from bam_core.upcycle.variants import Variant, with_gains
-from bam_core.upcycle.walk import Branch, Tensors, Walk, stored
+from bam_core.upcycle.walk import Tensors, Walk, stored
 
 MAX_CONDITION = 5.0
 """Above it a router tells some experts apart far worse than others; random rows of D >> E entries are below 2."""
@@ -196,7 +198,7 @@ class _Mixture:
             self._gains[layer] = factor
             self.walk.config = with_gains(self._target, self._gains)
         elif self._scale == "experts":
-            self.factors[f"blocks.{layer}.ffn.w_down"] = factor
+            self.factors |= {f"blocks.{layer}.ffn.{name}": factor for name in OUTPUT if name in ffn_names(self._target)}
 
     def _slots(self, experts: AttentionExperts | FFNExperts) -> tuple[tuple[str, ...], int]:
         """The dense model of each row of the router, and how many rows a dense FFN is cut into."""
@@ -204,7 +206,7 @@ class _Mixture:
         return tuple(slot for slot in experts.slots or self._target.experts for _ in range(split)), split
 
     def _gate_sum(self, experts: AttentionExperts | FFNExperts, router_ED: Tensor, h_BTD: Tensor) -> float:
-        if experts.gate != "softmax_topk" or experts.top_k == experts.n_experts:
+        if experts.gate in SUM_TO_ONE or experts.top_k == experts.n_experts:
             return 1.0  # by construction; measured, it would be off by rounding
         sums_BT: Tensor = route(router_logits(h_BTD, router_ED), experts).weights_NK.double().sum(-1)
         means = [sums.mean().item() for sums in self.walk.split(sums_BT).values()]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bam_core.checkpoint import TensorSource
 from bam_core.errors import InvalidInput, Problem, nearest
 from bam_core.nn.shapes import Shape
+from bam_core.plugins import is_plugin_name
 from bam_core.upcycle.rules import OPS, ROUTER_INITS, Rule
 
 
@@ -69,7 +70,7 @@ def _read_of(model: str, claims: Mapping[str, Rule], models: Sequence[str]) -> l
 
 def _rule_problems(rules: Sequence[Rule], target: Mapping[str, Shape]) -> Iterator[Problem]:
     for rule in rules:
-        if rule.op not in OPS:
+        if rule.op not in OPS and not is_plugin_name(rule.op):
             yield Problem(rule.pattern, rule.op, f"must be one of {', '.join(OPS)}", nearest(rule.op, OPS))
         if rule.op == "fresh" and rule.init not in ROUTER_INITS:
             remedy = nearest(rule.init, ROUTER_INITS)

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from math import atan2, fsum, pi, sin, sqrt
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
+from bam_core import plugins
 from bam_core.upcycle.pieces import paired, pieces
 from bam_core.upcycle.specs import MergeSpec
 
@@ -193,3 +195,27 @@ MERGES: dict[str, Merge] = {
     "ties": ties,
     "dare": dare,
 }
+
+
+def merge_rule(name: str) -> Merge:
+    """The merge of this name: a row of MERGES, or a plug-in's. Raises UsageError."""
+    if name in MERGES:
+        return MERGES[name]
+    rule: Merge = plugins.load(plugins.MERGE_RULES, name, _require_merge)
+    return rule
+
+
+def _require_merge(rule: Any) -> None:
+    """What `upcycle` relies on. Raises ValueError."""
+    if not callable(rule):
+        raise ValueError(f"must be a function (parts, spec, generator) -> Tensor, not {rule!r:.60}")
+    values = torch.tensor([[0.5, -1.0, 2.0], [0.25, 3.0, -4.0]])
+    for tensors, wanted in (((values, values), values), ((values, 2 * values, -values), None)):
+        parts = ((f"model {number}", tensor) for number, tensor in enumerate(tensors))
+        merged = rule(parts, MergeSpec(), Generator().manual_seed(0))
+        if not isinstance(merged, Tensor) or merged.dtype != torch.float32 or merged.shape != values.shape:
+            raise ValueError("must return a float32 tensor of the shape of those that it merges")
+        if not torch.isfinite(merged).all():
+            raise ValueError("of finite tensors it makes one that is not finite")
+        if wanted is not None and (merged - wanted).abs().max() > 1e-6:
+            raise ValueError("of equal tensors it must make that tensor: copies of one model are that model")

@@ -28,9 +28,10 @@ from torch import Generator, Tensor
 
 from bam_core.checkpoint import TensorSource, read_config
 from bam_core.config import AttentionExperts, FFNExperts, ModelConfig
+from bam_core.nn.block import Branch
 from bam_core.nn.routing import route, router_logits
 from bam_core.upcycle.shared_receipt import shared_receipt
-from bam_core.upcycle.walk import Branch, ReopenedTensors, Tensors, Walk, branch_output, stored
+from bam_core.upcycle.walk import ReopenedTensors, Tensors, Walk, branch_output, stored
 
 LOGIT = 1e4
 """exp(-2 * LOGIT) is 0 in float64, so the gates are exactly 1 and 0."""
@@ -40,7 +41,6 @@ MAX_TOKENS = 32
 WIDE = torch.float64
 
 
-@torch.inference_mode()
 def receipt(
     mixture: Path, experts: Mapping[str, Path], seed: int = 0, made: Mapping[str, Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
@@ -57,16 +57,27 @@ def receipt(
     model's, and max_abs_value the largest such output in that `layer` and `branch`; rounding only, some 1e-14 of it.
     For a model that is no expert, as all of a soup, there is nothing to compare: 0, and None for the place.
     """
-    config = read_config(mixture)
-    assert not config.is_mixture or set(config.experts) <= set(experts), f"{config.experts} of {list(experts)}"
     sources = {name: ReopenedTensors(folder) for name, folder in experts.items()}
+    return receipt_of(read_config(mixture), ReopenedTensors(mixture), sources, seed, made)
+
+
+@torch.inference_mode()
+def receipt_of(
+    config: ModelConfig,
+    mixture: TensorSource,
+    sources: Mapping[str, TensorSource],
+    seed: int = 0,
+    made: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """The same of tensors wherever they are. sources: of the dense models, the seed's first."""
+    assert not config.is_mixture or set(config.experts) <= set(sources), f"{config.experts} of {list(sources)}"
     n_tokens = min(MAX_TOKENS, config.d_model // 2, config.max_seq_len)
     tokens_BT = torch.randint(config.vocab_size, (1, n_tokens), generator=Generator().manual_seed(seed))
-    written = _Written(config, ReopenedTensors(mixture), next(iter(sources.values())), made or {})
+    written = _Written(config, mixture, next(iter(sources.values())), made or {})
     found = {name: _compare(written, name, source, tokens_BT) for name, source in sources.items()}
     result = {"n_tokens": n_tokens, "random": sorted(written.random), "experts": found}
     if config.shared is not None:
-        result["shared"] = shared_receipt(config, ReopenedTensors(mixture), sources, tokens_BT)
+        result["shared"] = shared_receipt(config, mixture, sources, tokens_BT)
     return result
 
 

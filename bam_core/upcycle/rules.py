@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from bam_core.config import FFNExperts, ModelConfig
+from bam_core.nn.shapes import attention_names, ffn_names, norm_names
 from bam_core.upcycle.specs import MERGE_METHODS, AttentionSpec, FFNSpec, MergeSpec
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ ROUTER_INITS = ("random", "zero", "orthogonal", *FITTED_INITS)
 """The rows of `router_init.INITS`, then those that are fitted on text; named here, so that a plan loads no torch."""
 
 OPS = ("stack", "random", "copy", "fresh", "zero", *MERGE_METHODS)
-
-FFN_MATRICES = ("w_gate", "w_up", "w_down")
 
 
 @dataclass(frozen=True)
@@ -96,13 +95,12 @@ def start_factor(experts: FFNExperts) -> Fraction:
 def rules_for(variant: Variant, target: ModelConfig) -> tuple[Rule, ...]:
     """List the rules that make `target`, a `mixture_config` of this variant: experts stacked, what they share merged
     (BAM, section 4, Figure 1) or with `shared` stacked too, routers new."""
-    norms = ("norm",) if target.residual == "parallel" else ("attn_norm", "ffn_norm")
-    layers = [dict(_layer_rules(variant, target, norms, layer)) for layer in range(target.n_layers)]
+    layers = [dict(_layer_rules(variant, target, layer)) for layer in range(target.n_layers)]
     return (
         replace(_shared(variant, target, "embed"), pattern="embed.weight"),
         *_shared_router(variant),
         *_under_blocks(layers),
-        replace(_shared(variant, target, "norms"), pattern="norm.weight"),
+        *(replace(rule, pattern=name) for name, rule in _norm_rules(variant, target, "norm")),
         *_head(variant, target),
     )
 
@@ -116,11 +114,18 @@ def _shared_router(variant: Variant) -> Iterator[Rule]:
         yield replace(_router(variant), pattern="shared.router")
 
 
+def _norm_rules(variant: Variant, target: ModelConfig, norm: str) -> Iterator[tuple[str, Rule]]:
+    for part in ("weight", "bias")[: 1 + target.norm_bias]:
+        yield f"{norm}.{part}", _shared(variant, target, "norms")
+
+
 def _head(variant: Variant, target: ModelConfig) -> Iterator[Rule]:
     """Where the dense models' head is their embedding, and the mixture's is not, it is made of that."""
     if target.has_head:
         source = "embed.weight" if target.tie_embeddings else ""
         yield replace(_shared(variant, target, "head"), pattern="head.weight", source=source)
+    if target.head_bias:
+        yield replace(_shared(variant, target, "head"), pattern="head.bias")
 
 
 def _under_blocks(layers: Sequence[dict[str, Rule]]) -> Iterator[Rule]:
@@ -133,33 +138,39 @@ def _under_blocks(layers: Sequence[dict[str, Rule]]) -> Iterator[Rule]:
             yield replace(rule, pattern=f"blocks.{layer}.{name}", source=source)
 
 
-def _layer_rules(variant: Variant, target: ModelConfig, norms: Sequence[str], layer: int) -> Iterator[tuple[str, Rule]]:
+def _layer_rules(variant: Variant, target: ModelConfig, layer: int) -> Iterator[tuple[str, Rule]]:
     """Name within the block -> its rule; pattern and source are completed by `_under_blocks`."""
     merged = _merged(variant)
-    yield from ((f"{norm}.weight", _shared(variant, target, "norms")) for norm in norms)
+    for norm in norm_names(target):
+        yield from _norm_rules(variant, target, norm)
     attention, ffn = target.attention_at(layer), target.ffn_at(layer)
     stacked: set[str] = set()
     if attention is not None:
-        stacked = {"w_q", "q_norm"} if attention.kv != "value_only" else set()
-        stacked |= {"w_k", "k_norm"} if attention.kv == "expert" else set()
-        stacked |= {"w_v", "w_o"} if attention.kv != "shared" else {"w_o"}
-    for name in ("w_q", "w_k", "w_v", "w_o", *(("q_norm", "k_norm") if target.qk_norm else ())):
+        stacked = {"w_o", "b_o"}
+        stacked |= {"w_q", "b_q", "q_norm"} if attention.kv != "value_only" else set()
+        stacked |= {"w_k", "b_k", "k_norm"} if attention.kv == "expert" else set()
+        stacked |= {"w_v", "b_v"} if attention.kv != "shared" else set()
+    for name in attention_names(target):
         slots = attention.slots if attention is not None else ()
         yield f"attn.{name}", _stacked(variant.attention, slots) if name in stacked else merged
     if attention is not None:
         yield "attn.router", _router(variant)
         if attention.router_bias:
             yield "attn.router_bias", Rule("", "zero")
-    for name in FFN_MATRICES:
+    for name in ffn_names(target):
         yield f"ffn.{name}", merged if ffn is None else _ffn_expert(variant, ffn, name)
     if ffn is None:
         return
     if ffn.shared_expert:
-        yield from ((f"ffn.shared.{name}", Rule("", "copy", source=f"ffn.{name}")) for name in FFN_MATRICES)
+        yield from ((f"ffn.shared.{name}", Rule("", "copy", source=f"ffn.{name}")) for name in ffn_names(target))
     yield "ffn.router", replace(_router(variant), split=ffn.split)
     for name, present in (("router_bias", ffn.router_bias), ("balance_bias", ffn.balance == "bias")):
         if present:
             yield f"ffn.{name}", Rule("", "zero")
+
+
+OUTPUT = ("w_down", "b_down")
+"""What an FFN's output is made by: both are scaled, so that the output is."""
 
 
 def _merged(variant: Variant) -> Rule:
@@ -181,6 +192,6 @@ def _ffn_expert(variant: Variant, ffn: FFNExperts, name: str) -> Rule:
     factor = 1.0
     if spec.scale == "weights":
         factor = float(start_factor(ffn)) ** (1 / 3)
-    elif spec.scale == "experts" and name == "w_down":
+    elif spec.scale == "experts" and name in OUTPUT:
         factor = float(start_factor(ffn))
     return replace(_stacked(spec, ffn.slots), split=ffn.split, factor=factor)

@@ -72,16 +72,21 @@ def _compared(
         if config.is_routed("head"):
             assert config.shared is not None, "a head is routed with what is shared"
             name = "head.weight" if config.has_head else "embed.weight"
-            logits_BTV = routed_logits(x_BTD, mix_BTE, alone(name, rows), config.shared)
-            yield name, logits_BTV, F.linear(x_BTD, own.get(table)[rows].to(WIDE))
+            bias_EV = alone("head.bias", rows) if config.head_bias else None
+            own_V = own.get("head.bias")[rows].to(WIDE) if config.head_bias else None
+            logits_BTV = routed_logits(x_BTD, mix_BTE, alone(name, rows), config.shared, bias_EV)
+            yield name, logits_BTV, F.linear(x_BTD, own.get(table)[rows].to(WIDE), own_V)
     if config.is_routed("norms"):
         for name in (name for name in tensor_shapes(config) if name.endswith("norm.weight")):
-            got_BTD = _normed(config, alone(name), x_BTD, mix_BTE)
-            yield name, got_BTD, _normed(config.dense(), own.get(name).to(WIDE), x_BTD, None)
+            bias = name.removesuffix("weight") + "bias" if config.norm_bias else None
+            got_BTD = _normed(config, alone(name), alone(bias) if bias else None, x_BTD, mix_BTE)
+            own_bias = own.get(bias).to(WIDE) if bias else None
+            yield name, got_BTD, _normed(config.dense(), own.get(name).to(WIDE), own_bias, x_BTD, None)
 
 
-def _normed(config: ModelConfig, weight: Tensor, x_BTD: Tensor, mix_BTE: Tensor | None) -> Tensor:
+def _normed(config: ModelConfig, weight: Tensor, bias: Tensor | None, x_BTD: Tensor, mix_BTE: Tensor | None) -> Tensor:
     norm = residual_norm(config)
     norm.weight = nn.Parameter(weight, requires_grad=False)
+    norm.bias = nn.Parameter(bias, requires_grad=False) if bias is not None else None
     h_BTD: Tensor = norm(x_BTD, mix_BTE)
     return h_BTD

@@ -12,8 +12,9 @@ from math import fsum
 from typing import Any, Literal
 
 from bam_core.config import Gate, KeysValues
-from bam_core.config.fields import choice, is_positive, positive_ints
+from bam_core.config.fields import choice, choice_or_plugin, is_positive, positive_ints
 from bam_core.errors import Problem
+from bam_core.plugins import MERGE_RULES
 
 Slots = Literal["per-domain", "random"] | tuple[str, ...]
 """One expert per dense model, in stacking order; as many, freshly initialised, in the place of trained ones (the
@@ -101,7 +102,7 @@ class MergeSpec:
     drop: float = 0.5
 
     def problems(self) -> Iterator[Problem]:
-        yield from choice("method", self.method, MERGE_METHODS)
+        yield from choice_or_plugin("method", self.method, MERGE_METHODS, MERGE_RULES)
         weights: Any = self.weights
         if not isinstance(weights, Mapping):
             yield Problem("weights", weights, "must map dense models to numbers that sum to 1")

@@ -179,7 +179,11 @@ def mixture_config(dense: ModelConfig, experts: Sequence[str], variant: Variant)
     if not experts or len(set(experts)) != len(experts):
         remedy = "to have an expert twice, repeat it in the variant's list of experts"
         problems.append(Problem("experts", list(experts), "must be at least one name, each used once", remedy))
-    problems = problems or [*_unknown_models(variant, experts), *_router_std_problems(variant, dense.d_model)]
+    problems = problems or [
+        *_unknown_models(variant, experts),
+        *_router_std_problems(variant, dense.d_model),
+        *_scale_problems(variant, dense),
+    ]
     if problems:
         raise InvalidInput(where, problems)
     sources = variant_sources(variant, experts)
@@ -231,6 +235,13 @@ def _router_std_problems(variant: Variant, d_model: int) -> Iterator[Problem]:
         )
         most = MAX_LOGIT_STD / sqrt(d_model)
         yield Problem("router_std", variant.router_std, reason, f"set it to {most:.2g} or less, as 0.02")
+
+
+def _scale_problems(variant: Variant, dense: ModelConfig) -> Iterator[Problem]:
+    if variant.ffn != "merged" and variant.ffn.scale == "weights" and not dense.is_swiglu:
+        form = f"activation: {dense.activation}, gated: {dense.gated}, ffn_bias: {dense.ffn_bias}"
+        reason = f"scales the three matrices of a SwiGLU without biases alike, and this model has {form}"
+        yield Problem("ffn.scale", "weights", reason, "experts scales the output of any FFN; gate its gates")
 
 
 def _slots(spec: AttentionSpec | FFNSpec, sources: tuple[str, ...]) -> tuple[str, ...]:

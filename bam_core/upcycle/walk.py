@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +20,18 @@ from torch.nn.utils import parametrize
 from bam_core.checkpoint import TensorSource, open_tensors
 from bam_core.config import ModelConfig
 from bam_core.nn.attention import Rotary
-from bam_core.nn.block import Block, residual_norm
-from bam_core.nn.layers import rotary_tables
+from bam_core.nn.block import Block, Branch, norm_after, norm_before, residual_norm
+from bam_core.nn.layers import rotary_of
 from bam_core.nn.losses import next_token_loss
 from bam_core.nn.shapes import Shape
-from bam_core.nn.shared import embed_each, head_logits, mix_embeddings, shared_mix, text_so_far
+from bam_core.nn.shared import (
+    embed_each,
+    head_logits,
+    mix_embeddings,
+    scaled_embeddings,
+    shared_mix,
+    text_so_far,
+)
 
 CHUNK_TOKENS = 2048
 """Tokens that go through a branch together; at least one row."""
@@ -35,8 +41,6 @@ CHUNK_LOGITS = 2**23
 
 Tensors = Callable[[str], Tensor]
 """A tensor of the model by its name, made anew or read at each call."""
-
-Branch = Literal["attn", "ffn"]
 
 
 class Walk:
@@ -60,9 +64,10 @@ class Walk:
         tokens_BT = torch.cat(list(rows.values()))
         self.mix_BTE: Tensor | None = None
         if config.shared is None:
-            self.x_BTD = F.embedding(tokens_BT, tensors("embed.weight"))
+            x_BTD = F.embedding(tokens_BT, tensors("embed.weight"))
         else:
-            self.x_BTD = self._mixed_embeddings(tokens_BT, at_shared)
+            x_BTD = self._mixed_embeddings(tokens_BT, at_shared)
+        self.x_BTD = scaled_embeddings(config, x_BTD)
 
     def _mixed_embeddings(self, tokens_BT: Tensor, at_shared: Callable[[dict[str, Tensor]], None] | None) -> Tensor:
         """x_BTD, the vectors of all dense models for CHUNK_TOKENS tokens at a time; sets the mix."""
@@ -84,25 +89,35 @@ class Walk:
     def advance(self, layer: int, at_branch: Callable[[int, Branch, Tensor], None] | None = None) -> None:
         """Through one layer, wired as in `Block`. at_branch: sees what a branch will read, before its tensors are
         asked for, and may still change them and `config`."""
-        parallel = self.config.residual == "parallel"
-        h_BTD = self._normed(f"blocks.{layer}.{'norm' if parallel else 'attn_norm'}")
+        h_BTD = self._read(layer, "attn")
+        of_ffn_BTD = None
+        if self.config.residual == "parallel":
+            of_ffn_BTD = h_BTD if self.config.parallel_norms == 1 else self._read(layer, "ffn")
         self._add(layer, "attn", h_BTD, at_branch)
-        if not parallel:
-            h_BTD = self._normed(f"blocks.{layer}.ffn_norm")
-        self._add(layer, "ffn", h_BTD, at_branch)
+        self._add(layer, "ffn", self._read(layer, "ffn") if of_ffn_BTD is None else of_ffn_BTD, at_branch)
+
+    def _read(self, layer: int, part: Branch) -> Tensor:
+        """What a branch reads of the stream as it is now, which the branch's own output does not change."""
+        norm = norm_before(self.config, part)
+        return self.x_BTD.clone() if norm is None else self._normed(f"blocks.{layer}.{norm}", self.x_BTD)
 
     def _add(
         self, layer: int, part: Branch, h_BTD: Tensor, at_branch: Callable[[int, Branch, Tensor], None] | None
     ) -> None:
         if at_branch is not None:
             at_branch(layer, part, h_BTD)
+        norm = norm_after(self.config, part)
         for rows, y_BTD in branch_output(self.config, layer, part, self.tensors, h_BTD):
+            if norm is not None:
+                mix_BTE = self.mix_BTE[rows] if self.mix_BTE is not None else None
+                y_BTD = self._normed(f"blocks.{layer}.{norm}", y_BTD, mix_BTE)
             self.x_BTD[rows] += y_BTD
 
     def nll(self, targets: Mapping[str, Tensor]) -> dict[str, float]:
         """Mean negative log likelihood, in nats, of each name's targets_BT, after the last layer."""
         weight = self.tensors("head.weight" if self.config.has_head else "embed.weight")
-        hidden = self.split(self._normed("norm"))
+        bias = self.tensors("head.bias") if self.config.head_bias else None
+        hidden = self.split(self._normed("norm", self.x_BTD))
         mixes = self.split(self.mix_BTE) if self.mix_BTE is not None else {}
         n_chunk = max(1, CHUNK_LOGITS // weight.shape[-2])
         found = {}
@@ -113,15 +128,18 @@ class Walk:
             for start in range(0, len(h_ND), n_chunk):
                 part = slice(start, start + n_chunk)
                 mix = mix_NE[part] if mix_NE is not None else None
-                logits_NV = head_logits(self.config, h_ND[part], mix, weight)
+                logits_NV = head_logits(self.config, h_ND[part], mix, weight, bias)
                 total += float(next_token_loss(logits_NV, targets_N[part]))
             found[name] = total / targets_BT.numel()
         return found
 
-    def _normed(self, name: str) -> Tensor:
+    def _normed(self, name: str, x_BTD: Tensor, mix_BTE: Tensor | None = None) -> Tensor:
+        """mix_BTE: of these rows; that of all by default."""
         norm = residual_norm(self.config)
         norm.weight = nn.Parameter(self.tensors(f"{name}.weight"), requires_grad=False)
-        h_BTD: Tensor = norm(self.x_BTD, self.mix_BTE)
+        if norm.bias is not None:
+            norm.bias = nn.Parameter(self.tensors(f"{name}.bias"), requires_grad=False)
+        h_BTD: Tensor = norm(x_BTD, self.mix_BTE if mix_BTE is None else mix_BTE)
         return h_BTD
 
 
@@ -138,7 +156,7 @@ def branch_output(
 
 
 def rotary(config: ModelConfig, x_BTD: Tensor) -> Rotary:
-    cos, sin = rotary_tables(config.max_seq_len, config.rotary_dim, config.rope_theta, x_BTD.dtype, x_BTD.device)
+    cos, sin = rotary_of(config, x_BTD.dtype, x_BTD.device)
     return cos[: x_BTD.shape[1]], sin[: x_BTD.shape[1]]
 
 

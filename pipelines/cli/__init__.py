@@ -7,6 +7,8 @@ views.py     lineage, ui, generate                       experts.py  expert add,
 doctor.py    doctor                                      forecasts.py what a plan takes on a cluster, as tables
 comparing.py diff                                       scoring.py  tasks, lm-eval
 verifying.py verify, keygen                                 exchange.py adopt
+chatting.py  chat                                       moving.py   import-config
+serving.py   serve
 
 Importing this package imports neither torch nor Ray nor MLflow: `bam --help` answers at once. So `wiring`,
 which joins all of them, is imported inside the commands that need it.

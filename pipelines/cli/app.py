@@ -113,14 +113,15 @@ def with_session(command: Callable[..., int | None]) -> Callable[..., Any]:
     @functools.wraps(command)
     def run(context: click.Context, **values: Any) -> int | None:
         here = {name: values.pop(name) for name in (*_ENVIRONMENT, "as_json", "verbose")}
-        session = _session({name: value or (context.obj or {}).get(name) for name, value in here.items()})
+        session = session_from({name: value or (context.obj or {}).get(name) for name, value in here.items()})
         with _only_answers_on_stdout(session.json):
             return command(session, **values)
 
     return run
 
 
-def _session(given: Mapping[str, Any]) -> Session:
+def session_from(given: Mapping[str, Any]) -> Session:
+    """The common options as given, else from the environment. Raises UsageError."""
     typed = {name: given[name] for name in _ENVIRONMENT if given[name]}
     values = {name: os.environ[variable] for name, variable in _ENVIRONMENT.items() if os.environ.get(variable)} | typed
     if values.get("executor", "ray") not in ("ray", "local"):
@@ -161,18 +162,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipelines.cli import (
         artifacts,
         card,
+        chatting,
         comparing,
         doctor,
         exchange,
         experts,
+        exporting,
+        fit,
         house,
+        importing,
         jobs,
         listing,
+        moving,
         pace,
         promoting,
         results,
         runs,
         scoring,
+        serving,
         verifying,
         views,
         weighing,
@@ -182,17 +189,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs,
         jobs,
         listing,
+        moving,
         artifacts,
         card,
+        chatting,
         comparing,
         experts,
         exchange,
+        importing,
+        exporting,
+        fit,
         promoting,
         verifying,
         house,
         views,
         doctor,
         scoring,
+        serving,
         weighing,
         pace,
         results,

@@ -21,6 +21,7 @@ from bam_core.graph.refs import resolve
 from pipelines.cli import text
 from pipelines.cli.app import Session, with_session
 from pipelines.cli.step0 import step0_text
+from pipelines.cli.text_stats import STATS_FILE, stats_text
 
 MIX_FILE = "mix.json"
 
@@ -32,18 +33,22 @@ if TYPE_CHECKING:
 @click.argument("ref")
 @with_session
 def show(session: Session, ref: str) -> None:
-    """One artifact's record in full, and of a mixture what it was at step 0."""
+    """One artifact's record in full; of a mixture what it was at step 0, of a text what was left out of it."""
     store = _store(session)
     record = resolve(ref, store.records())
     uri = store.artifact_uri(record.stage, record.key)
-    step0 = _step0(store, record)
+    step0, stats = _step0(store, record), _stats(store, record)
     value = record.to_json() | {"artifact": uri} | ({"step0": step0} if step0 else {})
+    value |= {"text": stats} if stats else {}
 
     def words() -> str:
-        if not step0:
-            return record_text(record, uri)
-        shown = step0_text(step0, width=max(40, shutil.get_terminal_size().columns - 2))
-        return "\n".join([record_text(record, uri), "", click.style("step 0", bold=True), indent(shown, "  ")])
+        found = {"text": stats_text(stats)} if stats else {}
+        if step0:
+            found["step 0"] = step0_text(step0, width=max(40, shutil.get_terminal_size().columns - 2))
+        parts = [record_text(record, uri)]
+        for title, shown in found.items():
+            parts += ["", click.style(title, bold=True), indent(shown, "  ")]
+        return "\n".join(parts)
 
     session.answer(value, words)
 
@@ -58,6 +63,18 @@ def _step0(store: ArtifactStore, record: Record) -> Mapping[str, Any] | None:
     except (ArtifactDamaged, OSError, ValueError, TypeError, KeyError) as error:
         remedy = f"`bam verify {record.stage}@{key12(record.key)}`"
         return {"warnings": [f"{MIX_FILE} cannot be read ({error}): {remedy} names what is damaged"]}
+    return found
+
+
+def _stats(store: ArtifactStore, record: Record) -> Mapping[str, Any] | None:
+    """What a domain's text became. A file that cannot be read is left out: the record is still shown."""
+    if not (record.stage.startswith("data.") and STATS_FILE in {output.path for output in record.outputs}):
+        return None
+    try:
+        found: Mapping[str, Any] = json.loads((store.localize(record) / STATS_FILE).read_bytes())
+        stats_text(found)
+    except (ArtifactDamaged, OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
     return found
 
 

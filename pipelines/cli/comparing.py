@@ -29,7 +29,8 @@ def diff(session: Session, left: str, right: str, exit_code: bool) -> int:
 
     found = wiring.compare(left, right, session.settings())
     columns = max(40, shutil.get_terminal_size((100, 24)).columns)
-    session.answer(found.to_json(), lambda: "\n".join(_clipped(line, columns) for line in _lines(found, columns)))
+    lines = difference_lines(found, columns)
+    session.answer(found.to_json(), lambda: "\n".join(_clipped(line, columns) for line in lines))
     return 1 if exit_code and not found.is_empty else 0
 
 
@@ -42,7 +43,8 @@ def _clipped(line: str, columns: int) -> str:
     return line if len(plain) <= columns else clip(plain, columns)
 
 
-def _lines(found: Difference, columns: int) -> Iterator[str]:
+def difference_lines(found: Difference, columns: int) -> Iterator[str]:
+    """What differs, for people; a line may be wider than `columns`."""
     left, right = short(found.left), short(found.right)
     if found.is_empty:
         yield f"{left} and {right} are identical: made from the same, the same bytes"

@@ -61,7 +61,7 @@ def submit(
 
     options = run_options(only, from_, until, force, max_parallel, wait, keep_going)
     selection = Selection(only, from_, until, force)
-    return send(session, ("run",), recipe, load_recipe(recipe, sets), sets, options, selection, **how)
+    return send(session, ("run",), recipe, load_recipe(recipe, sets, look=shared.look), sets, options, selection, **how)
 
 
 def run_options(

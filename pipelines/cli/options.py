@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from pipelines.cli.app import Session
+
+if TYPE_CHECKING:
+    from pipelines.recipe.imports import Asked, Checkpoint
 
 Options = Mapping[str, Sequence[str] | bool]
 
@@ -30,6 +34,13 @@ keep_going = click.option(
     default=True,
     help="When a stage fails, do the branches beside it (default), or stop.",
 )
+
+
+def look(asked: Asked, seed: Checkpoint | None) -> Checkpoint:
+    """`wiring.imported.look`, for a recipe that imports; any other has its answer without what this loads."""
+    from pipelines.wiring.imported import look
+
+    return look(asked, seed)
 
 
 def words_of(options: Options) -> list[str]:

@@ -25,7 +25,7 @@ def pace(session: Session, recipe: str, sets: tuple[str, ...], steps: int, round
     recipe will run on, with nothing else running."""
     from pipelines.recipe import load_recipe
 
-    loaded = load_recipe(recipe, sets, unmeasured=True)
+    loaded = load_recipe(recipe, sets, unmeasured=True, look=shared.look)
     from pipelines import wiring
 
     paces = wiring.measure_paces(loaded, n_steps=steps, rounds=rounds, say=_told)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from bam_core.errors import UsageError
+from pipelines.cli import options as shared
 from pipelines.cli.app import Session, with_session
 
 README_MARK = "results"
@@ -35,7 +36,7 @@ def results(
     from pipelines.recipe import load_recipe
     from pipelines.results.page import between_marks, page, summary
 
-    shown = wiring.study_results([(name, load_recipe(name, overrides)) for name in recipes], session.settings())
+    shown = wiring.study_results([(name, load_recipe(name, overrides, look=shared.look)) for name in recipes], session.settings())
     text = page(shown)
     if readme is not None:
         changed = between_marks(readme.read_text(), README_MARK, summary(shown))

@@ -171,7 +171,7 @@ def _load(recipe: str, sets: Sequence[str]) -> Recipe:
     """Before anything else is imported: a wrong recipe gets its answer at once."""
     from pipelines.recipe import load_recipe
 
-    return load_recipe(recipe, sets)
+    return load_recipe(recipe, sets, look=shared.look)
 
 
 def _inputs(items: Sequence[str]) -> dict[str, str]:
@@ -200,6 +200,7 @@ def _plan_json(made: Plan) -> dict[str, Any]:
         "models": dict(made.models),
         "searches": dict(made.searches),
         "data": dict(made.data),
+        "plugins": [asdict(plugin) for plugin in made.plugins],
         "warnings": made.warnings,
         "recipe": dict(made.recipe),
     }
@@ -213,13 +214,14 @@ def _finish(session: Session, result: RunResult, again: str) -> int:
         "stages": [asdict(stage) for stage in result.stages],
         "report": result.report,
     }
-    session.answer(value, lambda: _result_text(session, result))
+    session.answer(value, lambda: result_text(session, result))
     if result.status != "done":
         _explain(result, again)
     return STATUS[result.status]
 
 
-def _result_text(session: Session, result: RunResult) -> str:
+def result_text(session: Session, result: RunResult) -> str:
+    """What the models reached, then how the run ended."""
     states = [stage.status for stage in result.stages]
     counts = ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states))
     seeds = [stage.stage for stage in result.stages if kind_of(stage.stage) == "evaluate"]
@@ -235,13 +237,16 @@ def _result_text(session: Session, result: RunResult) -> str:
 
 def _explain(result: RunResult, again: str) -> None:
     """Each failure, then the exact command that continues."""
-    for stage in result.stages:
-        if stage.status == "failed":
-            click.echo(f"bam: {stage.error or stage.stage + ' failed'}", err=True)
-    waiting = [stage.stage for stage in result.stages if stage.status == "skipped"]
-    if waiting:
-        click.echo(f"bam: not started, they need it: {', '.join(waiting)}", err=True)
+    for line in failures(result):
+        click.echo(f"bam: {line}", err=True)
     click.echo(f"bam: what is done is kept; continue with\n  {again}", err=True)
+
+
+def failures(result: RunResult) -> list[str]:
+    """What failed and why, then what has not started for it."""
+    found = [stage.error or f"{stage.stage} failed" for stage in result.stages if stage.status == "failed"]
+    waiting = [stage.stage for stage in result.stages if stage.status == "skipped"]
+    return [*found, *([f"not started, they need it: {', '.join(waiting)}"] if waiting else [])]
 
 
 def _left_to_force(force: Sequence[str], result: RunResult) -> list[str]:

@@ -36,6 +36,8 @@ def plan_text(made: Plan) -> str:
         parts.insert(2, text.table(headers, costs, right=range(1, len(headers))))
     if made.data:
         parts.append(_data_text(made.data))
+    if made.plugins:
+        parts.append("\n".join(f"plug-in: {plugin}" for plugin in made.plugins))
     if made.warnings:
         parts.append("\n".join(f"{click.style('warning', fg='yellow')}: {warning}" for warning in made.warnings))
     return "\n\n".join(parts)

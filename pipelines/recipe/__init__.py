@@ -10,9 +10,19 @@ overrides.py what one variant trains otherwise      matching_checks.py the same 
 distil.py    cheaper attention for a trained variant, distil_checks.py the same for `distil`
 layers.py    one document laid over another         extends.py         a recipe over what it extends
 like.py      a variant over one that it is like     load.py            a name or a path to a `Recipe`
+sources.py   where text comes from                  vocabulary.py      how many tokens a tokenizer has
+imports.py   what was found where it imports from   import_checks.py   what must hold where it does
 """
 
-from pipelines.recipe.load import find_recipe, load_recipe, recipe_from, shipped_recipes
+from pipelines.recipe.load import find_recipe, load_recipe, recipe_from, recipe_with_imports, shipped_recipes
 from pipelines.recipe.schema import Recipe, json_schema
 
-__all__ = ["Recipe", "find_recipe", "json_schema", "load_recipe", "recipe_from", "shipped_recipes"]
+__all__ = [
+    "Recipe",
+    "find_recipe",
+    "json_schema",
+    "load_recipe",
+    "recipe_from",
+    "recipe_with_imports",
+    "shipped_recipes",
+]

@@ -25,6 +25,8 @@ def _or_hole(value: Any, handler: Any, info: ValidationInfo) -> Any:
 T = TypeVar("T")
 Named = dict[str, Annotated[T, WrapValidator(_or_hole)]]
 """Names to parts; one wrong part leaves the others standing."""
+Listed = list[Annotated[T, WrapValidator(_or_hole)]]
+"""Parts in an order, likewise."""
 
 
 class Part(BaseModel):

@@ -17,7 +17,7 @@ def baselines(recipe: Recipe) -> list[str]:
         return list(dict.fromkeys(str(model_of(name, scored)) for name in recipe.evaluate.baselines))
     variants = recipe.variants.items()
     btx = [name for name, part in variants if part.attention == "merged" and part.ffn != "merged"]
-    return [f"train.{name}" for name in btx or list(recipe.variants)[:1]]
+    return [recipe.model_of(name) for name in btx or list(recipe.variants)[:1]]
 
 
 def baseline_problems(recipe: Recipe) -> Iterator[Problem]:

@@ -19,6 +19,7 @@ from pipelines.recipe.data import data_problems
 from pipelines.recipe.discover_checks import discover_problems
 from pipelines.recipe.distil_checks import distil_problems
 from pipelines.recipe.document import join
+from pipelines.recipe.import_checks import import_problems
 from pipelines.recipe.matching_checks import matching_problems
 from pipelines.recipe.overrides import MATCHING
 from pipelines.recipe.parts import (
@@ -26,15 +27,16 @@ from pipelines.recipe.parts import (
     Domain,
     ExpertOverride,
     ExpertPhase,
-    GeneratedMath,
-    Licensed,
+    ImportedSeed,
     MixturePhase,
+    NoMixturePhase,
     Phase,
     TaskFile,
 )
 from pipelines.recipe.promotion_checks import promotion_problems, scored_models
 from pipelines.recipe.routing import routing_problems
-from pipelines.recipe.schema import Recipe
+from pipelines.recipe.schema import FROM, Recipe
+from pipelines.recipe.sources import source_problems
 from pipelines.recipe.study import study_problems
 from pipelines.recipe.tune_checks import tune_problems
 from pipelines.recipe.tuning import own_place
@@ -43,7 +45,6 @@ from pipelines.recipe.variant_checks import variant_problems
 MIN_BPE_VOCAB = 257
 """256 bytes and `<|endoftext|>`."""
 
-MAX_LICENCE_CHARS = 300
 RESERVED_DOMAINS = {"own", "uniform"}
 SEED_IS_EXPERT = "the first domain's expert is the seed model itself"
 _NAME = re.compile(r"[a-z0-9_][a-z0-9_-]{0,63}")
@@ -56,17 +57,20 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _seeds(recipe)
     yield from _names("discover", recipe.discover or ())
     for name, found in (recipe.discover or {}).items():
-        yield from _text(f"{join('discover', name)}.source", found.source if found is not None else None)
+        source = found.source if found is not None else None
+        yield from source_problems(f"{join('discover', name)}.source", source, shared=False)
     yield from discover_problems(recipe)
     yield from _domains(recipe)
     yield from _tokenizer(recipe)
     yield from _model(recipe)
+    yield from import_problems(recipe)
     yield from _phases(recipe)
     yield from _names("variants", recipe.variants or ())
     yield from variant_problems(recipe)
     yield from matching_problems(recipe)
     yield from _names("distil", recipe.distil or ())
     yield from distil_problems(recipe)
+    yield from _exports(recipe)
     yield from _names("tune", recipe.tune or ())
     yield from tune_problems(recipe)
     yield from _evaluate(recipe)
@@ -74,6 +78,14 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     if recipe.study and recipe.variants is not None and recipe.domains is not None:
         yield from study_problems(recipe, scored_models(recipe))
     yield from _runtime(recipe)
+
+
+def _exports(recipe: Recipe) -> Iterator[Problem]:
+    """Whether the class that is asked for is the same model is said where the model is known (`pipelines.bam`)."""
+    known = {**(recipe.variants or {}), **(recipe.distil or {})}
+    for name in recipe.export or ():
+        if known and name not in known:
+            yield Problem(join("export", name), name, "is neither a variant nor distilled", nearest(name, known))
 
 
 def _seeds(recipe: Recipe) -> Iterator[Problem]:
@@ -90,7 +102,8 @@ def _seeds(recipe: Recipe) -> Iterator[Problem]:
             yield Problem("seeds", seed, "must be at least 0")
         if recipe.seeds.count(seed) > 1:
             yield Problem("seeds", seed, "is given twice", "keep one: equal seeds give equal results")
-    for domain, expert in recipe.adopted.items() if len(recipe.seeds) > 1 else ():
+    has_one = recipe.phases is not None and recipe.domains is not None and not recipe.trains_seed
+    for domain, expert in recipe.adopted.items() if len(recipe.seeds) > 1 and not has_one else ():
         expected = "branched from one seed model, and every other of seeds has its own"
         yield Problem(join("domains", domain) + ".expert", expert, expected, "train the expert, or give one seed")
 
@@ -142,8 +155,10 @@ def _domains(recipe: Recipe) -> Iterator[Problem]:
         yield from _at_least(f"{here}.max_bytes", domain.max_bytes, 1)
         if domain.valid_frac is not None and not 0 < domain.valid_frac < 1:
             yield Problem(f"{here}.valid_frac", domain.valid_frac, "must be above 0 and below 1")
-        yield from _text(f"{here}.source", domain.source)
-        yield from _text(f"{here}.valid", domain.valid)
+        yield from source_problems(f"{here}.source", domain.source)
+        yield from source_problems(f"{here}.valid", domain.valid, shared=False)
+        if domain.dedup_threshold is not None and not 0 < domain.dedup_threshold <= 1:
+            yield Problem(f"{here}.dedup_threshold", domain.dedup_threshold, "must be above 0 and at most 1")
         if domain.valid is not None and domain.valid_frac not in (None, Domain.model_fields["valid_frac"].default):
             expected = "is the part of `source` that is held out, and `valid` takes its place"
             yield Problem(f"{here}.valid_frac", domain.valid_frac, expected, "keep one of them")
@@ -153,20 +168,6 @@ def _domains(recipe: Recipe) -> Iterator[Problem]:
             given = {key: value for key, value in domain.expert.to_dict().items() if value is not None}
             if given:
                 yield Problem(f"{here}.expert", given, SEED_IS_EXPERT, "set phases.seed")
-
-
-def _text(path: str, source: Part | None) -> Iterator[Problem]:
-    yield from _licence(f"{path}.licence", source)
-    if isinstance(source, GeneratedMath):
-        yield from _at_least(f"{path}.documents", source.documents, 1)
-        yield from _at_least(f"{path}.seed", source.seed, 0)
-
-
-def _licence(path: str, source: Part | None) -> Iterator[Problem]:
-    licence = source.licence if isinstance(source, Licensed) else None
-    if licence is not None and (len(licence) > MAX_LICENCE_CHARS or not licence.isprintable() or not licence.strip()):
-        expected = f"must be one line of at most {MAX_LICENCE_CHARS} characters"
-        yield Problem(path, licence, expected, "an SPDX identifier such as CC-BY-4.0, or a link to the text")
 
 
 def _adopted(recipe: Recipe, domain: str) -> Iterator[Problem]:
@@ -183,7 +184,7 @@ def _adopted(recipe: Recipe, domain: str) -> Iterator[Problem]:
 
 def _tokenizer(recipe: Recipe) -> Iterator[Problem]:
     spec = recipe.tokenizer
-    if spec is None:
+    if spec is None or spec.kind == "import":
         return
     yield from _at_least("tokenizer.vocab_size", spec.vocab_size, MIN_BPE_VOCAB if spec.kind == "bpe" else 1)
     if isinstance(spec, BpeTokenizer) and spec.domains is not None and recipe.domains is not None:
@@ -207,12 +208,12 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
 
 def _phases(recipe: Recipe) -> Iterator[Problem]:
     for name, phase in (recipe.phases.to_dict() if recipe.phases else {}).items():
-        if phase is None:
+        if not isinstance(phase, Phase):
             continue
         here = f"phases.{name}"
         yield from _training(phase, recipe, here)
         is_expert, adapts = isinstance(phase, ExpertPhase), isinstance(phase, MixturePhase)
-        row = (recipe.model and recipe.model.max_seq_len) or 1
+        row = recipe.row_len or 1
         yield from data_problems(phase.data, recipe.domains, f"{here}.data", has_own=is_expert, adapts=adapts, row=row)
         if isinstance(phase, ExpertPhase):
             yield from _overrides(phase, recipe, _of_experts(recipe))
@@ -229,11 +230,14 @@ def _phases(recipe: Recipe) -> Iterator[Problem]:
 
 def _training(phase: Phase, recipe: Recipe, here: str) -> Iterator[Problem]:
     """The problems of the phase as a `TrainConfig`, but for those of its data."""
-    fields = {name: value for name, value in phase.to_dict().items() if name not in {"data", *MATCHING}}
+    fields = {name: value for name, value in phase.to_dict().items() if name not in {"data", *MATCHING, *FROM}}
+    if isinstance(phase, NoMixturePhase | ImportedSeed):  # what is not trained need not say how
+        row = recipe.row_len or 1
+        fields |= {name: fields[name] or row for name in ("tokens", "batch_tokens")}
     for name, field in type(phase).model_fields.items():
         if name in fields and fields[name] is None and name not in {"tokens", "batch_tokens"}:
             fields[name] = 1.0 if name == "lr" else field.default  # a hole: stand in for it
-    seq_len = recipe.model.max_seq_len if recipe.model else None
+    seq_len = recipe.row_len
     config = TrainConfig(**fields, shares={"all": 1.0}, seq_len=seq_len)
     for problem in config.problems():
         if problem.path != "seq_len":
@@ -247,7 +251,8 @@ def _of_experts(recipe: Recipe) -> dict[str, dict[str, Any]]:
     found = {}
     for name, domain in list((recipe.domains or {}).items())[1:]:
         if domain is not None and isinstance(domain.expert, ExpertOverride):
-            changes = {key: value for key, value in domain.expert.to_dict().items() if value is not None}
+            given = domain.expert.to_dict().items()
+            changes = {key: value for key, value in given if value is not None and key not in FROM}
             found[join("domains", name) + ".expert"] = changes
     return found
 
@@ -264,9 +269,10 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
     spec = recipe.evaluate
     if spec is None:
         return
-    row = recipe.model.max_seq_len if recipe.model else None
+    row = recipe.row_len
     if spec.tokens is not None and spec.tokens < (row or 1):
         yield Problem("evaluate.tokens", spec.tokens, f"must be at least one row, {row or 1} tokens")
+    row = recipe.context
     if spec.stride is not None and not 1 <= spec.stride <= (row or spec.stride):
         expected = f"must be at least 1 and at most a window, {row} tokens" if row else "must be at least 1"
         yield Problem("evaluate.stride", spec.stride, expected, "leave it out for half a window")
@@ -324,5 +330,5 @@ def _workers(here: str, workers: tuple[int, int] | None, rows: int | None, phase
 def _rows_per_batch(recipe: Recipe, phase_name: str) -> int | None:
     """Rows of one global batch, or None where a size is itself wrong."""
     phase = getattr(recipe.phases, phase_name, None) if recipe.phases else None
-    batch, row = phase and phase.batch_tokens, recipe.model and recipe.model.max_seq_len
+    batch, row = phase and phase.batch_tokens, recipe.row_len
     return batch // row if batch and row and batch > 0 and row > 0 and batch % row == 0 else None

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from bam_core.errors import Problem, nearest
 from pipelines.recipe.document import join
-from pipelines.recipe.parts import ClusterText
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.sources import ClusterText
 
 LEAST = {"n": 2, "features": 1, "dims": 1, "seed": 0}
 

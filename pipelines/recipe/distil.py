@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from bam_core.config import Distillation, Gate, KeysValues, Sparser
+from bam_core.config import Distillation, KeysValues, Sparser
 from pipelines.recipe.base import Part
 from pipelines.recipe.data import Planned
+from pipelines.recipe.plugged import GateName
 from pipelines.recipe.values import Count, Number, Text
 
 
@@ -26,7 +27,7 @@ class CheaperAttention(Part):
     routing: Literal["soft", "top_k"] | None = None
     top_k: Count | None = None
     kv: KeysValues | None = None
-    gate: Gate | None = None
+    gate: GateName | None = None
 
 
 class Distil(Part):

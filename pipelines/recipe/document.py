@@ -137,6 +137,22 @@ def _key(node: yaml.Node) -> str:
     return node.value if isinstance(node, yaml.ScalarNode) else "?"
 
 
+def lines_of(text: str) -> dict[str, int]:
+    """The line of every key and list item of a YAML text that `parse` reads, by its dotted path."""
+    root = _Loader(text).get_single_node()
+    return dict(_lines(root, "")) if root is not None else {}
+
+
+def _lines(node: yaml.Node, path: str) -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, _ in node.value:
+            yield join(path, _key(key)), key.start_mark.line + 1
+    for here, value in _inner(node, path):
+        if isinstance(node, yaml.SequenceNode):
+            yield here, value.start_mark.line + 1
+        yield from _lines(value, here)
+
+
 def _tag_problems(node: yaml.Node, path: str) -> Iterator[Problem]:
     keys = [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
     for tagged in [node, *keys]:

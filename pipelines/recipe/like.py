@@ -1,5 +1,7 @@
 """`like` of a variant: the keys of another one, and what this one says laid over them. Resolved before any check.
 
+The other one is of the same recipe, or a plug-in's: then `like` stays, to say where the keys came from.
+
 variants:
   bam: {attention: {kv: expert}, ffn: {top_k: 1}}
   bam_cm: {like: bam, train: {match: compute, match_to: btx}}
@@ -11,7 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from bam_core.errors import Problem, nearest
+from bam_core import plugins
+from bam_core.errors import Problem, UsageError, nearest
+from bam_core.upcycle.presets import variant_keys
 from pipelines.recipe.document import join
 from pipelines.recipe.layers import is_under, laid
 
@@ -37,6 +41,11 @@ def _problems(name: str, asked: Mapping[str, Any], variants: Mapping[str, Any]) 
     here, base = join("variants", name) + f".{LIKE}", asked[name]
     if not isinstance(base, str):
         yield Problem(here, base, "must be the name of another variant")
+    elif plugins.is_plugin_name(base):
+        try:
+            variant_keys(base)
+        except UsageError as error:
+            yield Problem(here, base, f"cannot be used: {error}")
     elif base not in variants:
         yield Problem(here, base, "is not a variant", nearest(base, [other for other in variants if other != name]))
     else:
@@ -54,9 +63,18 @@ def _written(name: str, bases: Mapping[str, str], variants: Mapping[str, Any]) -
     variant = variants[name]
     if not isinstance(variant, Mapping) or LIKE not in variant:
         return variant
+    if name in bases and plugins.is_plugin_name(bases[name]):
+        return laid(_as_read(variant_keys(bases[name])), dict(variant))
     own = {key: value for key, value in variant.items() if key != LIKE}
     lower = _written(bases[name], bases, variants) if name in bases else None
     return laid(lower, own) if isinstance(lower, Mapping) else STAND_INS | own
+
+
+def _as_read(value: Any) -> Any:
+    """As a recipe's file would give it."""
+    if isinstance(value, Mapping):
+        return {key: _as_read(part) for key, part in value.items()}
+    return [_as_read(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def said_once(problems: Iterable[Problem], bases: Mapping[str, str]) -> list[Problem]:

@@ -6,7 +6,6 @@ where they were, so that the checks across keys still speak about everything els
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,11 +19,14 @@ from pipelines.recipe.base import LENIENT
 from pipelines.recipe.data import TAG as DATA_TAG
 from pipelines.recipe.document import apply_sets, join
 from pipelines.recipe.extends import read_whole, told
+from pipelines.recipe.imports import Look, look_at_all
 from pipelines.recipe.layers import last_said
 from pipelines.recipe.like import resolve_likes, said_once
 from pipelines.recipe.matching_checks import is_missing_pace
-from pipelines.recipe.parts import SOURCES, TEXTS, TOKENIZERS
+from pipelines.recipe.parts import TAG, TOKENIZERS
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.sources import SOURCES, TEXTS
+from pipelines.recipe.vocabulary import fill_vocab_size
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
 
@@ -34,10 +36,13 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.relative_to(SHIPPED).with_suffix("").as_posix(): path for path in sorted(SHIPPED.rglob("*.yaml"))}
 
 
-def load_recipe(name_or_path: str, sets: Sequence[str] = (), *, unmeasured: bool = False) -> Recipe:
+def load_recipe(
+    name_or_path: str, sets: Sequence[str] = (), *, unmeasured: bool = False, look: Look | None = None
+) -> Recipe:
     """Read, override, check. Raises UsageError for an unknown name, InvalidInput with all that is wrong.
 
-    unmeasured: paces that `match: seconds` needs may be missing; nothing that depends on them can be asked then.
+    unmeasured: paces that `match: seconds` needs may be missing; nothing that depends on them can be asked then. look:
+    at the checkpoints that the recipe imports; without it nothing is known of them, and `recipe_with_imports` follows.
     """
     path = find_recipe(name_or_path)
     where = f"recipe {name_or_path}"
@@ -48,7 +53,7 @@ def load_recipe(name_or_path: str, sets: Sequence[str] = (), *, unmeasured: bool
     for key in said:
         layered.tell(key, name_or_path)
     try:
-        return recipe_from(layered.document, where, problems, unmeasured=unmeasured)
+        return recipe_from(layered.document, where, problems, unmeasured=unmeasured, look=look)
     except InvalidInput as error:
         found = [p if p in problems else told(p, layered, name_or_path) for p in error.problems]
         raise InvalidInput(where, found) from error
@@ -81,14 +86,34 @@ def _shipped(name: str) -> Path | None:
     return recipes[found[0]] if name and found else None
 
 
+def recipe_with_imports(recipe: Recipe, look: Look) -> Recipe:
+    """A recipe that was loaded without a look at what it imports, with it. Raises InvalidInput."""
+    imports, problems = look_at_all(recipe, look)
+    known = recipe.knowing(imports)
+    holes = {problem.path for problem in problems}
+    problems += [p for p in checks.problems(known) if not is_missing_pace(p) and not _is_under(p.path, holes)]
+    if problems:
+        raise InvalidInput(f"recipe {recipe.name}", problems)
+    return known
+
+
 def recipe_from(
-    document: dict[str, Any], where: str, problems: Sequence[Problem] = (), *, unmeasured: bool = False
+    document: dict[str, Any],
+    where: str,
+    problems: Sequence[Problem] = (),
+    *,
+    unmeasured: bool = False,
+    look: Look | None = None,
 ) -> Recipe:
     """Check a document against the schema and across its keys. Raises InvalidInput with everything."""
     likes, bases = resolve_likes(document)
-    found = [*problems, *_fill_vocab_size(document), *likes]
+    found = [*problems, *fill_vocab_size(document), *likes]
     recipe, schema_problems = _validate(document)
     found += schema_problems
+    if recipe is not None and look is not None and recipe.imported:
+        imports, wrong_imports = look_at_all(recipe, look)
+        recipe = recipe.knowing(imports)
+        found += wrong_imports
     if recipe is not None:
         holes = {problem.path for problem in found}
         found += [problem for problem in checks.problems(recipe) if not _is_under(problem.path, holes)]
@@ -108,27 +133,6 @@ def _position(path: str, order: list[str]) -> int:
 def _is_under(path: str, holes: set[str]) -> bool:
     parts = path.split(".")
     return any(".".join(parts[: depth + 1]) in holes for depth in range(len(parts)))
-
-
-def _fill_vocab_size(document: dict[str, Any]) -> list[Problem]:
-    """A tokenizer file's vocabulary size is known before anything starts: the model's shape depends on it."""
-    spec = document.get("tokenizer")
-    if not isinstance(spec, dict) or spec.get("kind") != "file" or spec.get("vocab_size") is not None:
-        return []
-    path = spec.get("path")
-    if not isinstance(path, str) or not path:
-        return []
-    try:
-        tokenizer = json.loads(Path(path).read_text(encoding="utf-8"))
-        vocab = tokenizer["model"]["vocab"]
-        ids = list(vocab.values()) if isinstance(vocab, dict) else range(len(vocab))
-        spec["vocab_size"] = 1 + max([*ids, *(token["id"] for token in tokenizer.get("added_tokens", ()))])
-    except OSError as error:
-        reason = error.strerror or str(error)
-        return [Problem("tokenizer.path", path, f"cannot be read: {reason}", "give a local tokenizer.json")]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return [Problem("tokenizer.path", path, "is not a tokenizer.json of the tokenizers library")]
-    return []
 
 
 def _validate(document: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
@@ -154,7 +158,7 @@ def _make_hole(document: dict[str, Any], keys: Sequence[Any]) -> None:
     target[keys[-1]] = None
 
 
-_UNIONS = {"source", "expert", "attention", "ffn", "merge", "shared"}
+_UNIONS = {"source", "expert", "attention", "ffn", "merge", "shared", "train"}
 
 
 def _keys(loc: Sequence[Any]) -> list[Any]:
@@ -163,7 +167,7 @@ def _keys(loc: Sequence[Any]) -> list[Any]:
     for depth, item in enumerate(loc):
         in_tokenizer = depth == 1 and loc[0] in ("tokenizer", "dense")
         in_member = depth == 3 and loc[2] in _UNIONS and loc[0] != "distil"
-        in_data = isinstance(item, str) and item.startswith(DATA_TAG)
+        in_data = isinstance(item, str) and item.startswith((DATA_TAG, TAG))
         in_experts = depth == 5 and loc[0] == "variants" and loc[4] == "experts"
         if not (in_tokenizer or in_member or in_experts or in_data):
             keys.append(item)
@@ -183,7 +187,8 @@ def _problem(error: Mapping[str, Any]) -> Problem:
     if is_key or kind == "invalid_key":
         return Problem(path, value, "a key must be text", "put it in quotes")
     if kind == "union_tag_not_found":
-        sources = TEXTS if path.startswith("discover.") else SOURCES
+        is_cluster_fine = len(keys) == 3 and (keys[0], keys[2]) == ("domains", "source")
+        sources = SOURCES if is_cluster_fine else TEXTS
         return _no_such_kind(path, value, TOKENIZERS if path == "tokenizer" else sources)
     if kind == "literal_error":
         return _not_one_of(path, value, re.findall(r"'([^']*)'", context["expected"]))

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from bam_core.config import Gate, KeysValues
+from bam_core.config import KeysValues
 from pipelines.recipe.base import Named, Part
 from pipelines.recipe.overrides import VariantTrain
+from pipelines.recipe.plugged import GateName, MergeName
 from pipelines.recipe.values import Count, Number, Text
 
 
@@ -35,7 +36,7 @@ class AttentionVariant(Part):
     routing: Literal["soft", "top_k"] = "soft"
     top_k: Count | None = None
     kv: KeysValues = "expert"
-    gate: Gate = "softmax_topk"
+    gate: GateName = "softmax_topk"
     layers: list[Count] | None = None
     dense_router_gradient: bool = False
 
@@ -46,7 +47,7 @@ class FFNVariant(Part):
     experts: Experts = "per-domain"
     routing: Literal["top_k", "soft"] = "top_k"
     top_k: Count = 1
-    gate: Gate = "softmax_topk"
+    gate: GateName = "softmax_topk"
     scale: Literal["none", "gate", "experts", "weights"] = "gate"
     shared_expert: bool = False
     layers: list[Count] | None = None
@@ -57,13 +58,10 @@ class FFNVariant(Part):
     dense_router_gradient: bool = False
 
 
-MergeMethod = Literal["mean", "weighted", "seed", "slerp", "ties", "dare"]
-
-
 class MergeVariant(Part):
     """How tensors that are no experts become one. weights: with `weighted`, of each domain's model."""
 
-    method: MergeMethod = "mean"
+    method: MergeName = "mean"
     weights: Named[Number] = Field({})
     density: Number = 0.2
     drop: Number = 0.5
@@ -80,27 +78,32 @@ class SharedVariant(Part):
 
 
 Merged = Annotated[Literal["merged"], Tag("word")]
+_train_or_not = Discriminator(lambda value: "word" if isinstance(value, bool) else "keys")
 
 
 class Variant(Part):
     """How the dense experts become one model; a `merged` part of them becomes one by `merge`.
 
-    train: how its training differs from `phases.mixture`.
+    train: how its training differs from `phases.mixture`. like: the plug-in's variant that it was read from, if any
+    (what is like another variant of the recipe is written out).
     """
 
     attention: Annotated[Merged | Annotated[AttentionVariant, Tag("experts")], _word_or("experts")]
     ffn: Annotated[Merged | Annotated[FFNVariant, Tag("experts")], _word_or("experts")]
     router_init: Literal["random", "zero", "orthogonal", "centroid", "ridge"] = "centroid"
     router_std: Number = 0.02
-    merge: Annotated[Annotated[MergeMethod, Tag("word")] | Annotated[MergeVariant, Tag("keys")], _word_or("keys")] = (
+    merge: Annotated[Annotated[MergeName, Tag("word")] | Annotated[MergeVariant, Tag("keys")], _word_or("keys")] = (
         "mean"
     )
     shared: Annotated[
         Annotated[Literal["merged", "routed"], Tag("word")] | Annotated[SharedVariant, Tag("keys")], _word_or("keys")
     ] = "merged"
-    train: VariantTrain | None = None
+    train: (
+        Annotated[Annotated[bool, Tag("word")] | Annotated[VariantTrain, Tag("keys")], _train_or_not] | None
+    ) = None
+    like: Text | None = None
 
     def spec(self) -> dict[str, Any]:
         """As `bam_core.upcycle.variants.Variant.from_json` reads it, without the name."""
-        found = self.model_dump(exclude_none=True, exclude={"train"})
+        found = self.model_dump(exclude_none=True, exclude={"train", "like"})
         return found | {"merge": {"method": self.merge}} if isinstance(self.merge, str) else found

@@ -112,8 +112,10 @@ def judge(require: Mapping[str, Bound], models: Mapping[str, Any], role: str) ->
 
 
 def model_of(name: str, known: Collection[str]) -> str | None:
-    """The stage that a name stands for: a stage's own, or a variant's trained mixture, or one distilled from it."""
-    return next((stage for stage in (name, f"train.{name}", f"distil.{name}") if stage in known), None)
+    """The stage that a name stands for: a stage's own, or a variant's trained mixture, or one distilled from it; of a
+    variant that is not trained, the mixture as it is mixed."""
+    stages = (name, f"train.{name}", f"distil.{name}", f"mix.{name}")
+    return next((stage for stage in stages if stage in known), None)
 
 
 def model_name_fault(name: str) -> str | None:

@@ -60,9 +60,10 @@ def _model(recipe: Recipe, name: str, path: str) -> Iterator[Problem]:
 
 def scored_models(recipe: Recipe) -> list[str]:
     """The stages whose models `evaluate` scores, and the ensemble where it is asked for."""
-    experts = [*(f"expert.{domain}" for domain in recipe.specialists), *map(adopted_name, recipe.adopted.values())]
+    own = [name for name in list(recipe.domains)[1:] if name not in recipe.adopted]
+    experts = [*(f"expert.{domain}" for domain in own), *map(adopted_name, recipe.adopted.values())]
     sound = [name for name, variant in recipe.variants.items() if variant is not None]
-    mixtures = list(dict.fromkeys(m for name in sound for m in (f"mix.{recipe.mix_of(name)}", f"train.{name}")))
-    dense, ensemble = (["dense"] if recipe.dense else []), ([ENSEMBLE] if recipe.ensemble else [])
+    mixtures = list(dict.fromkeys(m for name in sound for m in (f"mix.{recipe.mix_of(name)}", recipe.model_of(name))))
+    dense, ensemble = (["dense"] if recipe.has_dense else []), ([ENSEMBLE] if recipe.ensemble else [])
     distilled = [f"distil.{name}" for name in recipe.distil or ()]
     return ["seed", *experts, *mixtures, *dense, *distilled, *ensemble]

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, PrivateAttr, Tag
 
 from bam_core.config import ModelConfig, TrainConfig
 from bam_core.seeds import child_seed
 from pipelines.recipe.base import Named, Part
 from pipelines.recipe.data import training_fields
 from pipelines.recipe.distil import Distil
+from pipelines.recipe.imports import DEFAULT_SEQ_LEN, Imports
 from pipelines.recipe.mixtures import Variant
 from pipelines.recipe.overrides import MATCHING, DenseTrain, Match, VariantTrain
 from pipelines.recipe.parts import (
-    LICENCES,
-    ClusterText,
     Discover,
     Domain,
     Evaluate,
+    Export,
+    ImportedExpert,
+    ImportedSeed,
     Model,
     Phase,
     Phases,
@@ -28,8 +30,12 @@ from pipelines.recipe.parts import (
     Tune,
 )
 from pipelines.recipe.promotion import Promote
+from pipelines.recipe.sources import LICENCES, ClusterText, each_source, plain
 from pipelines.recipe.study import StudyTable
 from pipelines.recipe.values import Count, Text
+
+FROM = frozenset({"source", "revision"})
+"""Keys of an imported seed that are no fields of its training."""
 
 Dense = Annotated[
     Annotated[bool, Tag("switch")] | Annotated[DenseTrain, Tag("train")],
@@ -38,28 +44,25 @@ Dense = Annotated[
 """Whether the baseline is trained, or how its training differs from `phases.mixture`."""
 
 
-def _plain(source: Part) -> dict[str, Any]:
-    """What says which text it is, as `protocols.Sources` takes it."""
-    spec = source.to_dict()
-    del spec["licence"]
-    if spec["kind"] == "text":
-        del spec["column"]
-    return {key: value for key, value in spec.items() if value is not None}
-
-
 class Recipe(Part):
-    """All that defines a result. The first domain is the general one: its expert is the seed model itself."""
+    """All that defines a result. The first domain is the general one: its expert is the seed model itself.
+
+    tokenizer, model: needed but where the seed is imported, which has both. vocabulary: what models with other tokens
+    get in common: nothing (`refuse`), the tokens of all (`union`), or those of the seed (`seed`).
+    """
 
     name: Text
     seed: Count = 0
     seeds: list[Count] | None = None
     discover: Named[Discover] = Field({})
     domains: Named[Domain]
-    tokenizer: Tokenizer
-    model: Model
+    vocabulary: Literal["refuse", "union", "seed"] = "refuse"
+    tokenizer: Tokenizer | None = None
+    model: Model | None = None
     phases: Phases
     variants: Named[Variant]
     distil: Named[Distil] = Field({})
+    export: Named[Export] = Field({})
     tune: Named[Tune] = Field({})
     dense: Dense = True
     ensemble: bool = True
@@ -67,6 +70,18 @@ class Recipe(Part):
     promote: Promote | None = None
     study: Named[StudyTable] = Field({})
     runtime: Runtime = Runtime()
+    _imports: Imports | None = PrivateAttr(None)
+
+    @property
+    def imports(self) -> Imports | None:
+        """What was found where the recipe imports from; None before it was looked at, and where nothing is."""
+        return self._imports
+
+    def knowing(self, imports: Imports | None) -> Recipe:
+        """The same, with what was found."""
+        found = self.model_copy()
+        found._imports = imports
+        return found
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
@@ -94,18 +109,41 @@ class Recipe(Part):
 
     @property
     def specialists(self) -> tuple[str, ...]:
-        """The domains whose experts are trained: all but the general one and those with an adopted one."""
-        adopted = self.adopted
-        return tuple(domain for domain in tuple(self.domains)[1:] if domain not in adopted)
+        """The domains whose experts are trained: not the general one, nor those whose expert is there already.
+
+        The recipe may have holes."""
+        there = {*self.adopted, *self.taken}
+        return tuple(domain for domain in tuple(self.domains or ())[1:] if domain not in there)
+
+    @property
+    def imported(self) -> tuple[str, ...]:
+        """The domains whose experts are imported, the general one if the seed is. The recipe may have holes."""
+        seed = [self.general] if isinstance(getattr(self.phases, "seed", None), ImportedSeed) and self.domains else []
+        domains = list((self.domains or {}).items())[1:]
+        return (*seed, *(name for name, part in domains if part and isinstance(part.expert, ImportedExpert)))
+
+    @property
+    def taken(self) -> tuple[str, ...]:
+        """Those of them that are taken as they are: no training follows. The recipe may have holes."""
+        return tuple(name for name in self.imported if not self._trains_on(name))
+
+    def _trains_on(self, domain: str) -> bool:
+        part = self.phases.seed if domain == self.general else self.domains[domain].expert
+        return bool(part.tokens)
+
+    @property
+    def trains_seed(self) -> bool:
+        """The recipe may have holes."""
+        return not self.domains or self.general not in self.taken
 
     def source(self, domain: str) -> dict[str, Any]:
         """The source of a domain as the plain mapping that `protocols.Sources` takes: what says which text it is."""
-        return _plain(self._text(domain))
+        return plain(self._text(domain))
 
     def valid_source(self, domain: str) -> dict[str, Any] | None:
         """The same of its held-out text, where that has a source of its own."""
         valid = self.domains[domain].valid
-        return _plain(valid) if valid is not None else None
+        return plain(valid) if valid is not None else None
 
     def text_name(self, domain: str) -> str:
         """The domain, if its text is its own, or the `discover.NAME` that it is a cluster of."""
@@ -125,11 +163,28 @@ class Recipe(Part):
 
     def licence(self, domain: str) -> str | None:
         """Of the domain's text: as the recipe states it, else as it is known of a kind whose text is ours."""
-        source = self._text(domain)
-        return source.licence or LICENCES.get(source.kind)
+        stated = [getattr(one, "licence", None) or LICENCES.get(one.kind) for one in each_source(self._text(domain))]
+        return "; ".join(dict.fromkeys(filter(None, stated))) or None
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the models read at most. The recipe may have holes."""
+        if self.imports is not None:
+            return self.imports.seed.config.max_seq_len
+        return self.model.max_seq_len if self.model is not None else None
+
+    @property
+    def row_len(self) -> int | None:
+        """Tokens of a row of text. The recipe may have holes."""
+        said = self.phases.seq_len if self.phases is not None else None
+        if said is not None or self.imports is None:
+            return said if said is not None else self.context
+        return min(self.imports.seed.config.max_seq_len, DEFAULT_SEQ_LEN)
 
     def dense_config(self) -> ModelConfig:
         """The seed model and every dense expert."""
+        if self.imports is not None:
+            return self.imports.dense_config()
         values = self.model.to_dict()
         if values["n_kv_heads"] is None:
             values["n_kv_heads"] = values["n_heads"]
@@ -143,7 +198,7 @@ class Recipe(Part):
         phase = self.phases.expert
         own = self.domains[domain].expert
         assert not isinstance(own, str), f"the expert of {domain} is adopted, not trained"
-        override = {key: value for key, value in own.to_dict().items() if value is not None}
+        override = {key: value for key, value in own.to_dict().items() if value is not None and key not in FROM}
         data = training_fields(phase.data, self.domains, own=domain)
         return self._training(f"expert.{domain}", phase.model_copy(update=override), data)
 
@@ -163,10 +218,28 @@ class Recipe(Part):
     def mixture_trainings(self) -> dict[str, DenseTrain]:
         """Stage -> its own keys, of every variant's training and the dense baseline's. The recipe may have holes."""
         variants = {name: variant for name, variant in (self.variants or {}).items() if variant is not None}
-        found: dict[str, DenseTrain] = {f"train.{name}": v.train or VariantTrain() for name, v in variants.items()}
-        if self.dense:
-            found["dense"] = self.dense if isinstance(self.dense, DenseTrain) else DenseTrain()
-        return found
+        said: dict[str, Any] = {f"train.{name}": variant.train for name, variant in variants.items()}
+        said |= {"dense": self.dense} if self.dense else {}
+        found: dict[str, DenseTrain] = {}
+        for stage, own in said.items():
+            if own is not False:
+                default = DenseTrain() if stage == "dense" else VariantTrain()
+                found[stage] = own if isinstance(own, DenseTrain) else default
+        phase = self.phases.mixture if self.phases is not None else None
+        trains = phase is None or phase.tokens != 0
+        return {stage: own for stage, own in found.items() if trains or own.tokens}
+
+    @property
+    def has_dense(self) -> bool:
+        """Whether the baseline is trained. The recipe may have holes."""
+        return "dense" in self.mixture_trainings
+
+    def is_trained(self, variant: str) -> bool:
+        return f"train.{variant}" in self.mixture_trainings
+
+    def model_of(self, variant: str) -> str:
+        """The stage whose model a variant is: what was trained, or the mixture as it was mixed."""
+        return f"train.{variant}" if self.is_trained(variant) else f"mix.{self.mix_of(variant)}"
 
     def match_of(self, stage: str) -> tuple[Match, str | None]:
         """In what a mixture's training, or the baseline's, is made equal, and to which stage; None: the cheapest."""
@@ -190,8 +263,8 @@ class Recipe(Part):
     def _training(self, name: str, phase: Phase, data: Mapping[str, Any]) -> TrainConfig:
         """data: the fields that say which text, `training_fields`."""
         values = {"load_balancing_coef": 0.0, "z_loss_coef": 0.0} | phase.to_dict()
-        values = {key: value for key, value in values.items() if key not in {"data", *MATCHING}}
-        return TrainConfig(**values, **data, seq_len=self.model.max_seq_len, seed=child_seed(self.seed, name))
+        values = {key: value for key, value in values.items() if key not in {"data", *MATCHING, *FROM}}
+        return TrainConfig(**values, **data, seq_len=self.row_len, seed=child_seed(self.seed, name))
 
 
 def json_schema() -> dict[str, Any]:
@@ -201,6 +274,9 @@ def json_schema() -> dict[str, Any]:
     variant = parts["Variant"]
     variant["properties"]["like"] = {"title": "Like", "type": "string", "minLength": 1}
     variant["anyOf"] = [{"required": ["like"]}, {"required": variant.pop("required")}]
+    # `tokens: 0` with all keys is both a phase and none.
+    mixture = parts["Phases"]["properties"]["mixture"]["anyOf"][0]
+    mixture["anyOf"] = mixture.pop("oneOf")
     text = {"type": "string", "minLength": 1}
     texts = {"type": "array", "items": text}
     several = {"anyOf": [text, texts | {"minItems": 1}]}

@@ -37,7 +37,7 @@ def _search(recipe: Recipe, search: parts.Tune, here: str) -> Iterator[Problem]:
         value = getattr(search, name)
         if value is not None and value < least:
             yield Problem(f"{here}.{name}", value, f"must be at least {least}")
-    row = recipe.model.max_seq_len if recipe.model else None
+    row = recipe.row_len
     if search.eval_tokens is not None and search.eval_tokens < (row or 1):
         yield Problem(f"{here}.eval_tokens", search.eval_tokens, f"must be at least one row, {row or 1} tokens")
     if search.domains is not None:
@@ -103,7 +103,7 @@ def _values(recipe: Recipe, key: str, space: Space, here: str) -> Iterator[Probl
     if name in WHOLE and space.kind != "choice":
         yield Problem(here, list(space.values), "would give fractions", "use choice")
         return
-    row = recipe.model.max_seq_len if recipe.model else None
+    row = recipe.row_len
     for value in space.values:
         if name in WHOLE and value != int(value):
             yield Problem(here, value, "must be a whole number")

@@ -29,13 +29,14 @@ REFUSED = {
 
 def trained_stages(recipe: Recipe) -> list[str]:
     """The stages whose training can be tried. The recipe may have holes."""
-    experts = [f"expert.{domain}" for domain in _with_trained_expert(recipe)]
-    variants = [f"train.{name}" for name in recipe.variants or ()]
-    return ["seed", *experts, *variants, *(["dense"] if recipe.dense else [])]
+    experts = [f"expert.{domain}" for domain in recipe.specialists]
+    variants = [f"train.{name}" for name in recipe.variants or () if _may_be_trained(recipe, name)]
+    seed, dense = (["seed"] if recipe.trains_seed else []), (["dense"] if recipe.has_dense else [])
+    return [*seed, *experts, *variants, *dense]
 
 
-def _with_trained_expert(recipe: Recipe) -> list[str]:
-    return [domain for domain in list(recipe.domains or ())[1:] if domain not in recipe.adopted]
+def _may_be_trained(recipe: Recipe, variant: str) -> bool:
+    return (recipe.variants or {})[variant] is None or recipe.is_trained(variant)
 
 
 def phase_of(stage: str) -> str:
@@ -59,11 +60,11 @@ def why_not(recipe: Recipe, key: str) -> str | None:
             return f"{parts[1]!r} is no variant"
     elif parts[0] == "dense" and len(parts) == 2:
         model, name, share = DenseTrain, parts[1], []
-        if not recipe.dense:
+        if not recipe.has_dense:
             return "this recipe has no dense baseline"
     elif parts[0] == "domains" and len(parts) == 4 and parts[2] == "expert":
         model, name, share = ExpertOverride, parts[3], []
-        if parts[1] not in _with_trained_expert(recipe):
+        if parts[1] not in recipe.specialists:
             return f"{parts[1]!r} is no domain whose expert is trained"
     else:
         return ONLY_PHASES

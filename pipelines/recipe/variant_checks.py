@@ -96,8 +96,10 @@ def _known(part: Part, spec: type) -> Mapping[str, Any]:
 def _dense(recipe: Recipe) -> ModelConfig:
     """What a variant needs to know of the dense model, with stand-ins for what is wrong."""
 
+    shape = recipe.imports.seed.config if recipe.imports is not None else recipe.model
+
     def size(name: str, stand_in: int) -> int:
-        value = getattr(recipe.model, name, None)
+        value = getattr(shape, name, None)
         return value if value is not None and value >= 1 else stand_in
 
     sizes = {"d_ff": size("d_ff", ANY_SIZE), "n_layers": size("n_layers", ANY_SIZE)}

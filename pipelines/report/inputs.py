@@ -35,7 +35,7 @@ class ReportInputs:
     `routing`.
     With several seeds `perplexity` is the mean over them (`mean_over_seeds`); what else there is, is the first one's.
     documents: each document's loss under every seed, of `documents.parquet`. baselines: models that the others are
-    compared with.
+    compared with. metrics: evaluate's `metrics.json`, of plug-ins.
     """
 
     name: str
@@ -54,6 +54,7 @@ class ReportInputs:
     data_paths: Mapping[str, Sequence[Json]] = field(default_factory=dict)
     documents: DocumentScores | None = None
     baselines: Sequence[str] = ()
+    metrics: Json | None = None
 
     @classmethod
     def read(
@@ -87,6 +88,7 @@ class ReportInputs:
             baselines=baselines,
             routing=_read(evaluate / "routing.json"),
             tasks=_read(evaluate / "tasks.json"),
+            metrics=_read(evaluate / "metrics.json"),
             training={model: data["history"] for model, data in histories.items() if data},
             collapses={model: found for model, data in histories.items() if (found := (data or {}).get("collapse"))},
             data_paths={model: found for model, data in histories.items() if (found := (data or {}).get("data_path"))},

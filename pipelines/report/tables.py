@@ -128,6 +128,22 @@ def costs_table(inputs: ReportInputs) -> Table:
     return Table("costs", columns, tuple(rows))
 
 
+def metrics_table(inputs: ReportInputs) -> Table:
+    """What metrics of plug-ins say, a row for each metric and model."""
+    columns = (Column("metric", "metric"), Column("model", "model"))
+    columns += tuple(Column(name, name, formats.short) for name in inputs.domain_names)
+    models: Mapping[str, Json] = (inputs.metrics or {}).get("models", {})
+    found = {model: models[model] for model in in_order(models, inputs.domain_names)}
+    names = sorted({name for metrics in found.values() for name in metrics})
+    rows = [
+        {"metric": name, "model": model} | dict(metrics[name])
+        for name in names
+        for model, metrics in found.items()
+        if name in metrics
+    ]
+    return Table("metrics", columns, tuple(rows))
+
+
 def searches_table(inputs: ReportInputs) -> Table:
     """What each search found, a row for each key, and how its trials ended."""
     columns = (

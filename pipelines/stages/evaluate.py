@@ -23,16 +23,21 @@ from bam_core.data.shards import ShardedRows
 from bam_core.data.tokenize import Tokenizer
 from bam_core.evaluate.documents import Chosen, Documents, choose
 from bam_core.evaluate.ensemble import ensemble_scored
+from bam_core.evaluate.metric import Judged, measure
 from bam_core.evaluate.perplexity import DomainScore, average_perplexity, token_average_nll
+from bam_core.evaluate.routing import RoutingSums
 from bam_core.evaluate.strided import Scored, score_documents
 from bam_core.graph.record import Record
 from bam_core.nn.costs import flops_per_token, params_active, params_total
+from bam_core.nn.lm import LM
 from bam_core.protocols import StageContext
 from bam_core.train.loop import DTYPES
 from pipelines.stages.downstream import score_tasks
 
 ENSEMBLE, SEED = "ensemble", "seed"
 TOKENIZER_FILE = "tokenizer.json"
+METRICS_FILE = "metrics.json"
+"""Only where a recipe asks for metrics of plug-ins."""
 
 
 def run(context: StageContext) -> Mapping[str, Any]:
@@ -44,15 +49,19 @@ def run(context: StageContext) -> Mapping[str, Any]:
     models: dict[str, Any] = {}
     routing: dict[str, Any] = {}
     tasks: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for number, name in enumerate(config["models"]):
         model = load_model(context.inputs[name], dtype=DTYPES[config["dtype"]], device=context.resources.device)
         scoring = {"context": model.config.max_seq_len, "stride": config["stride"]}  # one for all: of one seed
         scored[name] = {domain: score_documents(model, chosen, config["stride"]) for domain, chosen in texts.items()}
         models[name] = _figures(context, name, model.config, scored[name])
         if model.config.is_mixture:
-            routing[name] = _routing(model.config, scored[name])
+            sums = {domain: found.routing for domain, found in scored[name].items() if found.routing}
+            routing[name] = routing_entry(model.config, sums)
         if found := score_tasks(context, name, model, tokenizer):
             tasks[name] = found
+        if asked := config.get("metrics"):
+            metrics[name] = _metrics(asked, model, texts, scored[name])
         context.log(number + 1, {"total_steps": len(config["models"])})
     if experts := config.get("ensemble"):
         assert set(experts) <= set(scored), f"the ensemble's experts must be evaluated: {set(experts) - set(scored)}"
@@ -63,8 +72,20 @@ def run(context: StageContext) -> Mapping[str, Any]:
     _write(context.out / "perplexity.json", {"models": models, "scoring": scoring})
     _write(context.out / "routing.json", {"models": routing})
     _write(context.out / "tasks.json", {"models": tasks})
+    if metrics:
+        _write(context.out / METRICS_FILE, {"models": metrics})
     pq.write_table(_by_document(scored), context.out / "documents.parquet")
     return {f"average_perplexity.{name}": figures["average_perplexity"] for name, figures in models.items()}
+
+
+def _metrics(
+    names: Sequence[str], model: LM, texts: Mapping[str, Chosen], scored: Mapping[str, Scored]
+) -> dict[str, dict[str, float]]:
+    """Metric of a plug-in -> domain -> what it says of the model."""
+    return {
+        name: {domain: measure(name, Judged(model, domain, texts[domain], scored[domain])) for domain in texts}
+        for name in names
+    }
 
 
 def _documents(context: StageContext, token_bytes: np.ndarray[Any, np.dtype[np.int32]]) -> dict[str, Chosen]:
@@ -117,7 +138,7 @@ def lineage_costs(records: Sequence[Record]) -> dict[str, float]:
     return found
 
 
-def _routing(config: ModelConfig, scored: Mapping[str, Scored]) -> dict[str, Any]:
+def routing_entry(config: ModelConfig, sums: Mapping[str, RoutingSums]) -> dict[str, Any]:
     """The contract's entry of one mixture. experts: the dense models behind it; *_experts: a name for each expert."""
     return {
         "layers": config.n_layers,
@@ -125,7 +146,7 @@ def _routing(config: ModelConfig, scored: Mapping[str, Scored]) -> dict[str, Any
         "attention_experts": list(config.expert_labels("attention")),
         "ffn_experts": list(config.expert_labels("ffn")),
         "ffn_soft_layers": list(config.ffn.soft_layers) if config.ffn else [],
-        "domains": {domain: found.routing.to_json() for domain, found in scored.items() if found.routing},
+        "domains": {domain: found.to_json() for domain, found in sums.items()},
     }
 
 

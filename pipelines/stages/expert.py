@@ -1,4 +1,6 @@
-"""`expert.<domain>`: a copy of the seed, trained on one domain (BAM, section 5.2: with some general text mixed in)."""
+"""`expert.<domain>`: a copy of the seed, trained on one domain (BAM, section 5.2: with some general text mixed in).
+
+Or of a model that is imported."""
 
 from __future__ import annotations
 
@@ -10,4 +12,4 @@ from pipelines.stages.training import run_training
 
 
 def run(context: StageContext) -> Mapping[str, Any]:
-    return run_training(context, {"from": "seed"})
+    return run_training(context, {"from": context.config.get("from", "seed")})

@@ -12,8 +12,14 @@ from pipelines.stages import KINDS
 TOKENIZER = "tokenizer.json"
 REFERENCE = "reference."
 """With a domain's name after it: the role of the model that a training compares its loss on this domain with."""
+IMPORT = "import"
+"""The role of the imported model that a training goes on from."""
 TEACHER = "teacher"
 """The role of the trained mixture that a distillation starts from and learns from."""
+SEED_FILES = "settings"
+"""The role of the imported seed whose settings of tokenizer and chat an export carries."""
+EXPORTED = "model"
+"""The folder inside an `export.*` artifact: a config.json at the top would be that of a model of ours."""
 
 
 def require_fitting(stage: Stage, records: Mapping[str, Record]) -> None:
@@ -66,7 +72,8 @@ def _tokenizer(record: Record) -> str | None:
 
 def _kind(stage: str) -> str:
     function = kind_of(stage)
-    is_model = function in ("mix", "edit", "adopted") or (function in KINDS and KINDS[function].trains)
+    is_made = function in ("mix", "edit", "adopted", "import", "imported")
+    is_model = is_made or (function in KINDS and KINDS[function].trains)
     return "model" if is_model else function
 
 

@@ -1,4 +1,5 @@
-"""`seed`: the dense model that every expert branches from, trained from scratch on the recipe's seed mixture."""
+"""`seed`: the dense model that every expert branches from, trained from scratch on the recipe's seed mixture, or on
+from a model that is imported."""
 
 from __future__ import annotations
 
@@ -10,5 +11,7 @@ from pipelines.stages.training import run_training
 
 
 def run(context: StageContext) -> Mapping[str, Any]:
+    if "from" in context.config:
+        return run_training(context, {"from": context.config["from"]})
     start = {"init_seed": context.config["init_seed"], "model": context.config["model"]}
     return run_training(context, start)

@@ -72,6 +72,8 @@ def _trial(context: StageContext, index: int, phase: TrainConfig) -> Trial:
 
 
 def _start(config: Mapping[str, Any]) -> dict[str, Any]:
+    if "from" in config:
+        return {"from": config["from"]}
     if "init_seed" in config:
         return {"init_seed": config["init_seed"], "model": config["model"]}
     return {"from": "mix" if config["of"].startswith("train.") else "seed"}

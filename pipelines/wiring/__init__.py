@@ -5,10 +5,13 @@ Slow libraries are imported where they are composed, so that a plan, or a run th
 
 from infra.provenance import mask_text
 from pipelines.wiring.carding import Card, card
+from pipelines.wiring.chatting import Chat, Sampling, open_chat
 from pipelines.wiring.comparing import compare
 from pipelines.wiring.editing import Edited, add_expert, remove_expert
 from pipelines.wiring.exchanging import Adopted, adopt_expert
+from pipelines.wiring.exporting import ExportedFolder, export
 from pipelines.wiring.extracting import Extracted, extract_expert
+from pipelines.wiring.importing import ImportedModel, Looked, import_model, look_at_model
 from pipelines.wiring.jobs import CONTINUES, Job, RayJobs, Submission, Submitted, open_jobs, submit
 from pipelines.wiring.looking import Check, doctor, generate, lineage
 from pipelines.wiring.origins import blame
@@ -17,6 +20,7 @@ from pipelines.wiring.planning import Plan, make_plan
 from pipelines.wiring.promoting import Promotion, promote
 from pipelines.wiring.running import run, run_stage
 from pipelines.wiring.scoring import TaskResults, lm_eval, score_files
+from pipelines.wiring.serving import Serving, serve
 from pipelines.wiring.settings import Settings, open_store, open_tracker
 from pipelines.wiring.tabulating import study_results
 from pipelines.wiring.tracking import lineage_from_mlflow, lineage_sync, serve_ui
@@ -27,14 +31,20 @@ __all__ = [
     "CONTINUES",
     "Adopted",
     "Card",
+    "Chat",
     "Check",
     "Checked",
     "Edited",
+    "ExportedFolder",
     "Extracted",
+    "ImportedModel",
     "Job",
+    "Looked",
     "Plan",
     "Promotion",
     "RayJobs",
+    "Sampling",
+    "Serving",
     "Settings",
     "Submission",
     "Submitted",
@@ -47,16 +57,20 @@ __all__ = [
     "card",
     "compare",
     "doctor",
+    "export",
     "extract_expert",
     "generate",
+    "import_model",
     "lineage",
     "lineage_from_mlflow",
     "lineage_sync",
     "lm_eval",
+    "look_at_model",
     "make_keys",
     "make_plan",
     "mask_text",
     "measure_paces",
+    "open_chat",
     "open_jobs",
     "open_store",
     "open_tracker",
@@ -65,6 +79,7 @@ __all__ = [
     "run",
     "run_stage",
     "score_files",
+    "serve",
     "serve_ui",
     "study_results",
     "submit",

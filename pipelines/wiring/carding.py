@@ -90,7 +90,7 @@ def _mixed(store: ArtifactStore, record: Record) -> Mixed | None:
 
 def _texts(record: Record, ancestors: Sequence[Record], runs: Sequence[Run]) -> Iterator[TextSource]:
     """All texts on record behind a model, its own first, with the licence that was stated last."""
-    from pipelines.recipe.parts import LICENCES  # pydantic is slow to import, and few commands write a card
+    from pipelines.recipe.sources import LICENCES  # pydantic is slow to import, and few commands write a card
 
     read = {(ref.stage, ref.key) for ref in record.inputs.values()}
     data = [other for other in ancestors if other.stage.startswith("data.")]
@@ -104,9 +104,11 @@ def _stated(data: Record, domain: str, runs: Sequence[Run]) -> str | None:
     """The licence in the recipe of the newest run that used this text and states one."""
     for run in reversed(runs):
         if (data.stage, data.key) in run.artifacts():
-            source = _part(_part(_part(run.recipe, "domains"), domain), "source")
-            if isinstance(licence := source.get("licence"), str) and licence.strip():
-                return licence
+            source = _part(_part(run.recipe, "domains"), domain).get("source")
+            each = source if isinstance(source, list) else [source]
+            stated = [one.get("licence") for one in each if isinstance(one, Mapping)]
+            if said := [licence for licence in stated if isinstance(licence, str) and licence.strip()]:
+                return "; ".join(dict.fromkeys(said))
     return None
 
 

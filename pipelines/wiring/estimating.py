@@ -118,7 +118,7 @@ def _texts(recipe: Recipe) -> dict[str, TextFacts]:
 
 
 def _text(source: Mapping[str, Any]) -> TextFacts:
-    if source["kind"] == "hf":
+    if any(one["kind"] == "hf" for one in source.get("sources", [source])):
         return TextFacts((), whole=False)
     sizes, started = [], time.perf_counter()
     TextSources().digest(source)  # the stage takes it too

@@ -26,8 +26,10 @@ from bam_core.graph.key import canonical_json
 from bam_core.graph.select import Selection
 from infra.job_package import JobPackage, job_package
 from infra.mlflow_connect import absolute_tracking_uri, local_path
+from infra.model_sources import absolute_source
 from infra.provenance import OVERRIDE, capture, mask_argv, mask_text
 from infra.ray_jobs import Job, RayJobs
+from infra.sources import absolute_path
 from infra.text_files import find_files
 from pipelines import bam, texts
 from pipelines.recipe import Recipe
@@ -169,19 +171,23 @@ def _absolute(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     made = {name: _absolute(part) for name, part in value.items()}
-    if _is_file(made):
-        made["path"] = str(Path(made["path"]).expanduser().absolute())
-    return made
+    made |= {"path": absolute_path(made)} if "path" in made else {}
+    return made | ({"import": absolute_source(made["import"])} if isinstance(made.get("import"), str) else {})
 
 
-def _is_file(part: Mapping[str, Any]) -> bool:
+def _local_files(part: Mapping[str, Any]) -> list[str]:
+    """Paths of the local files that a source has, none where it has other ones."""
     path = part.get("path")
-    return isinstance(path, str) and "://" not in path and part.get("kind") != "hf"
+    paths = path if isinstance(path, list) else [path]
+    return [one for one in paths if isinstance(one, str) and "://" not in one and part.get("kind") != "hf"]
 
 
 def _job_id(recipe: Recipe, package: JobPackage, words: Sequence[str], document: Any) -> str:
     """`bam-<recipe>-<12 hex>` of what runs. A text that was edited here since is another run."""
-    identity = canonical_json({"package": package.digest, "command": list(words), "texts": _texts(document)})
+    found = {"package": package.digest, "command": list(words), "texts": _texts(document)}
+    if recipe.imports is not None:
+        found["imports"] = [checkpoint.digest for checkpoint in recipe.imports.found.values()]
+    identity = canonical_json(found)
     name = re.sub(r"[^A-Za-z0-9_]+", "-", recipe.name).strip("-")[:40]
     return f"bam-{name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
@@ -193,9 +199,9 @@ def _texts(value: Any) -> list[Any]:
     if not isinstance(value, Mapping):
         return []
     texts = [found for part in value.values() for found in _texts(part)]
-    if _is_file(value):
+    for path in _local_files(value):
         with suppress(InvalidInput):  # it may be there on the cluster
-            for file in find_files(value["path"]):
+            for file in find_files(path):
                 state = file.fs.info(file.path)
                 texts.append([file.path, state["size"], str(state["mtime"])])
     return texts

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bam_core.errors import BamError, UsageError
 from bam_core.graph import refs
+from bam_core.plugins import Plugin, installed
 from infra.provenance import mask_text
 from pipelines.wiring.settings import Settings, open_store
 
@@ -82,7 +83,21 @@ def doctor(settings: Settings) -> list[Check]:
         _room(settings),
         _tracking(settings),
         *([_cluster(settings.address, settings.verbose)] if settings.address else []),
+        *_plugins(),
     ]
+
+
+def _plugins() -> list[Check]:
+    """Those that are installed, a line for each distribution; none of them is imported."""
+    made: dict[str, list[Plugin]] = {}
+    for plugin in installed():
+        made.setdefault(plugin.origin, []).append(plugin)
+    found = []
+    for origin, plugins in made.items():
+        faults = "; ".join(f"{plugin.what}: {plugin.fault}" for plugin in plugins if plugin.fault)
+        detail = ", ".join(plugin.what for plugin in plugins)
+        found.append(Check(f"plug-ins of {origin}", not faults, detail, faults))
+    return found
 
 
 def _python() -> Check:

@@ -44,7 +44,7 @@ def blame(ref: str, tensor: str, settings: Settings) -> Origin:
 
 def _documents(store: ArtifactStore, record: Record) -> dict[str, dict[str, Any]]:
     """The JSON files of a model that say how it was made."""
-    wanted = {"config.json", "mix.json", "edit.json"} & {output.path for output in record.outputs}
+    wanted = {"config.json", "mix.json", "edit.json", "import.json"} & {output.path for output in record.outputs}
     if "config.json" not in wanted:
         return {}
     folder = store.localize(record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,14 +18,17 @@ from bam_core.graph.record import Record
 from bam_core.graph.select import Selection
 from bam_core.graph.stage import Pipeline
 from bam_core.nn import costs, paper
+from bam_core.plugins import Plugin
 from bam_core.train.adapt import judging_flops
 from infra.provenance import mask_values
-from infra.sources import TextSources
+from infra.sources import TextSources, absolute_path
 from infra.store import ArtifactStore
 from pipelines import bam
 from pipelines.recipe import Recipe
 from pipelines.stages.inputs import require_fitting
 from pipelines.wiring.exchanging import adopted_configs, require_adopted
+from pipelines.wiring.imported import with_imports
+from pipelines.wiring.plugging import require_plugins
 from pipelines.wiring.settings import Settings, open_store
 from pipelines.wiring.task_texts import task_digests
 
@@ -39,7 +42,7 @@ class Plan:
 
     seen: stage -> when the record that was there at plan time was written. warnings: about the recipe, in words.
     searches: `tune.<name>` -> what it costs at most. data: stage -> how its shares change, in words. recipe: whole, as
-    it is meant, secrets hidden.
+    it is meant, secrets hidden. plugins: those that the recipe uses.
     """
 
     pipeline: Pipeline
@@ -52,6 +55,7 @@ class Plan:
     searches: Mapping[str, Mapping[str, float]]
     data: Mapping[str, str]
     recipe: Mapping[str, Any]
+    plugins: Sequence[Plugin] = ()
 
 
 def make_plan(
@@ -61,7 +65,9 @@ def make_plan(
     inputs: Mapping[tuple[str, str], str] | None = None,
 ) -> Plan:
     """Decide what every stage does. Reads the texts (for their digests) and the store; writes nothing."""
+    recipe = with_imports(recipe)
     store = open_store(settings)
+    used = require_plugins(recipe)
     pipeline = _absolute(bam.build(recipe, text_digests(recipe), adopted_configs(recipe, store)))
     selection.stages(pipeline)
     given = {place: refs.resolve(ref, store.records()) for place, ref in (inputs or {}).items()}
@@ -86,6 +92,7 @@ def make_plan(
         searches=bam.search_costs(recipe),
         data=bam.changing_data(recipe),
         recipe=mask_values(recipe.to_json()),
+        plugins=used,
     )
 
 
@@ -99,7 +106,7 @@ def text_digests(recipe: Recipe) -> dict[str, str]:
             path = name if name.startswith("discover.") else f"domains.{name}"
             path = path if path.endswith(".valid") else f"{path}.source"
             problems += [problem.under(path) for problem in error.problems]
-    if recipe.tokenizer.kind == "file":
+    if recipe.tokenizer is not None and recipe.tokenizer.kind in ("file", "sentencepiece"):
         try:
             digests["tokenizer"] = hashlib.sha256(Path(recipe.tokenizer.path).expanduser().read_bytes()).hexdigest()
         except OSError as error:
@@ -154,12 +161,11 @@ def _absolute(pipeline: Pipeline) -> Pipeline:
     """Stages run in other folders than the command: relative paths of files become absolute (a hub's name is none)."""
 
     def absolute(value: Any) -> Any:
+        if isinstance(value, list):
+            return [absolute(part) for part in value]
         if not isinstance(value, Mapping):
             return value
         made = {name: absolute(part) for name, part in value.items()}
-        path = made.get("path")
-        if isinstance(path, str) and "://" not in path and made.get("kind") != "hf":
-            made["path"] = str(Path(path).expanduser().absolute())
-        return made
+        return made | ({"path": absolute_path(made)} if "path" in made else {})
 
     return Pipeline(pipeline.name, tuple(replace(stage, runtime=absolute(stage.runtime)) for stage in pipeline))

@@ -13,9 +13,12 @@ from typing import Any
 from bam_core.errors import InvalidInput
 from bam_core.graph.lineage import RawSource, raw_sources
 from bam_core.graph.record import Record
+from infra.hub_text import is_folder
 from infra.provenance import HIDDEN
 from infra.sources import KINDS, TextSources
 from infra.store import ArtifactStore
+
+NOWHERE = "where it lies is not on record"
 
 
 class RecordedTexts:
@@ -55,29 +58,49 @@ class RecordedTexts:
 
 def _readable(source: RawSource, recipe: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """The source's spec with its path, and why it cannot be read, if so."""
-    spec = dict(source.spec)
+    spec, said = dict(source.spec), _source(recipe, source.domain)
+    if "sources" not in spec:
+        return _placed(spec, said)
+    several = said if isinstance(said, list) else []
+    if len(several) != len(spec["sources"]):
+        return spec, NOWHERE
+    placed = [_placed(dict(one), where) for one, where in zip(spec["sources"], several, strict=True)]
+    return spec | {"sources": [one for one, _ in placed]}, next((why for _, why in placed if why), "")
+
+
+def _placed(spec: dict[str, Any], said: Any) -> tuple[dict[str, Any], str]:
+    """said: the source in the recipe."""
     kind = KINDS.get(str(spec.get("kind")))
     if kind is not None and "path" not in kind.needs:
         return spec, ""
-    path = _source(recipe, source.domain).get("path")
-    if not isinstance(path, str) or HIDDEN in path:
-        return spec, "where it lies is not on record"
-    if spec.get("kind") != "hf" and "://" not in path and not Path(path).expanduser().is_absolute():
+    path = said.get("path") if isinstance(said, Mapping) else None
+    each = path if isinstance(path, list) else [path]
+    if not each or not all(isinstance(one, str) and HIDDEN not in one for one in each):
+        return spec, NOWHERE
+    if any(_is_relative(one, spec.get("kind")) for one in each):
         return spec, "its run gave a relative path, which says nothing here"
     return spec | {"path": path}, ""
 
 
-def _source(recipe: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Of a domain, or of a text under `discover`: of the latter, too, where a domain is one of its clusters.
+def _is_relative(path: str, kind: Any) -> bool:
+    is_local = "://" not in path and (kind != "hf" or is_folder(path))
+    return is_local and not Path(path).expanduser().is_absolute()
 
+
+def _source(recipe: Mapping[str, Any], name: str) -> Any:
+    """The source, or the list of several, of a domain, or of a text under `discover`.
+
+    Of the latter, too, where a domain is one of its clusters.
     `DOMAIN.valid` is a domain's held-out text; no domain has a point in its name.
     """
     domain, _, is_valid = name.partition(".")
     if is_valid:
-        return _part(_part(_part(recipe, "domains"), domain), "valid")
-    found = _part(_part(_part(recipe, "domains"), name), "source")
+        return _part(_part(recipe, "domains"), domain).get("valid")
+    found = _part(_part(recipe, "domains"), name).get("source")
+    if found and not (isinstance(found, Mapping) and "of" in found):
+        return found
     divided = str(found.get("of")) if found else name
-    return found if found and "of" not in found else _part(_part(_part(recipe, "discover"), divided), "source")
+    return _part(_part(recipe, "discover"), divided).get("source")
 
 
 def _part(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -24,6 +24,7 @@ from bam_core.graph.record import Record
 from bam_core.graph.runs import Run, RunStage
 from bam_core.graph.select import Selection
 from bam_core.graph.stage import Pipeline, Stage, StageName, kind_of
+from bam_core.plugins import require_same
 from bam_core.protocols import Executor, Metrics, Place, Searcher, StageFunction, Tracker, Trainer
 from infra.devices import device_name
 from infra.live_log import LiveLog
@@ -32,10 +33,12 @@ from infra.sources import TextSources
 from infra.store import ArtifactStore
 from pipelines import bam
 from pipelines.attempt import Services, StageEnd, StageJob, run_stage_job
+from pipelines.plugging import PLUGINS
 from pipelines.recipe import Recipe
 from pipelines.runner import Display, PipelineRun, RunResult, StageResult, Task, terminated_as_interrupted
 from pipelines.stages import KINDS
 from pipelines.wiring.exchanging import adopted_configs
+from pipelines.wiring.imported import with_imports
 from pipelines.wiring.on_record import is_swept, run_on_record
 from pipelines.wiring.planning import Plan, make_plan, text_digests
 from pipelines.wiring.settings import Settings, open_store, open_tracker
@@ -62,6 +65,7 @@ def run(
     wait: for stages that another run is making; otherwise raises LeaseHeld, and nothing starts.
     """
     started = time.monotonic()
+    recipe = with_imports(recipe)
     made = make_plan(recipe, settings, selection, inputs)
     run_id = f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
     store = open_store(settings, working=True)
@@ -157,6 +161,7 @@ def run_stage(
 
     Raises UsageError if an input is neither there nor asked for.
     """
+    recipe = with_imports(recipe)
     pipeline = bam.build(recipe, text_digests(recipe), adopted_configs(recipe, open_store(settings)))
     roles = pipeline[name].inputs
     for role in inputs.keys() - roles.keys():
@@ -310,6 +315,8 @@ def _services(settings: Settings, tracking: Mapping[str, Any]) -> Services:
 
 
 def _stage_function(stage: Stage) -> StageFunction:
+    """Raises BamError if a plug-in is not, where the stage runs, the one that was planned with."""
+    require_same(stage.config.get(PLUGINS, {}))
     return KINDS[stage.function].function()
 
 

@@ -76,14 +76,27 @@ def configs(draw: st.DrawFn) -> ModelConfig:
             router_bias=draw(st.booleans()),
             dense_router_gradient=draw(st.booleans()),
         )
+    residual, qk_norm = draw(st.sampled_from(["parallel", "sequential"])), draw(st.booleans())
+    tied = draw(st.booleans())
+    parallel, no_groups = residual == "parallel", ffn is None or ffn.split == 1
     return mixture(
         attention,
         ffn,
         n_layers=n_layers,
+        d_head=draw(st.sampled_from([None, None, 10])),
+        qkv_bias=draw(st.booleans()),
+        o_bias=draw(st.booleans()),
+        norm_bias=draw(st.booleans()),
+        ffn_bias=draw(st.booleans()) and no_groups,
+        head_bias=draw(st.booleans()) and not tied,
+        gated=draw(st.booleans()),
+        norms="before" if parallel else draw(st.sampled_from(["before", "after", "around"])),
+        parallel_norms=draw(st.sampled_from([1, 2])) if parallel else 1,
+        qk_norm_over=draw(st.sampled_from(["head", "all"])) if qk_norm else "head",
         n_kv_heads=draw(st.sampled_from([1, 2, 4])),
-        residual=draw(st.sampled_from(["parallel", "sequential"])),
-        tie_embeddings=draw(st.booleans()),
-        qk_norm=draw(st.booleans()),
+        residual=residual,
+        tie_embeddings=tied,
+        qk_norm=qk_norm,
         shared=draw(st.none() | shared_experts()),
     )
 
@@ -99,11 +112,12 @@ def touched(config: ModelConfig, name: str) -> float:
     """The fraction of a tensor that one token uses, told from its name."""
     layer, kind = int(name.split(".")[1]) if name.startswith("blocks") else -1, name.split(".", 2)[-1]
     attention, ffn = config.attention_at(layer), config.ffn_at(layer)
-    if attention and (kind == "attn.w_o" or (kind in ("attn.w_q", "attn.q_norm") and attention.kv != "value_only")):
+    queries, outputs = ("attn.w_q", "attn.b_q", "attn.q_norm"), ("attn.w_o", "attn.b_o")
+    if attention and (kind in outputs or (kind in queries and attention.kv != "value_only")):
         return attention.top_k / attention.n_experts
-    if ffn and kind in ("ffn.w_gate", "ffn.w_up", "ffn.w_down"):
+    if ffn and kind.startswith(("ffn.w_", "ffn.b_")):
         return ffn.top_k / ffn.n_experts
-    if name == "head.weight" and config.shared and config.shared.head == "top1":
+    if name.startswith("head.") and config.shared and config.shared.head == "top1":
         return 1 / N
     return 1.0
 
@@ -124,11 +138,14 @@ def test_flops_are_twice_the_rows_that_a_token_meets(config: ModelConfig, contex
     """Every matrix that is used is multiplied once by a vector; attention experts all are, whatever the gate."""
     met = config.vocab_size * config.d_model * (N if config.shared and config.shared.head == "soft" else 1)
     if config.shared:  # a router, and one vector mixed of N: at the input, and in each norm
-        n_norms = 1 + config.n_layers * (1 if config.residual == "parallel" else 2)
+        n_norms = sum(name.endswith(("norm.weight", "norm.bias")) for name in tensor_shapes(config))
         mixed = (config.shared.embed == "soft") + (config.shared.norms == "soft") * n_norms
+        met += N * config.vocab_size * (config.head_bias and config.shared.head == "soft")
         met += N * config.d_model * (1 + mixed)
     for name, shape in tensor_shapes(config).items():
-        if name.startswith("blocks") and not name.endswith(("norm", "norm.weight", "_bias")):
+        is_mixed_bias = name.endswith("attn.b_o") and len(shape) == 2
+        is_bias = name.endswith(("bias", *(f".b_{part}" for part in ("q", "k", "v", "o", "gate", "up", "down"))))
+        if name.startswith("blocks") and not name.endswith(("norm", "norm.weight")) and (is_mixed_bias or not is_bias):
             met += prod(shape) * (1 if ".attn." in name else touched(config, name))
     flops = flops_by_operation(config, context)
     fixed = sum(count for name, count in flops.items() if name not in ("scores", "weighted_values"))
@@ -136,7 +153,7 @@ def test_flops_are_twice_the_rows_that_a_token_meets(config: ModelConfig, contex
     assert flops_per_token(config, context) == sum(flops.values())
     by_layer = [flops_by_operation(config, context, layer=layer) for layer in range(config.n_layers)]
     outside = flops["head"] + flops.get("shared_router", 0) + flops.get("shared_embedding", 0)
-    outside += 2 * N * config.d_model if "shared_norms" in flops else 0  # the last norm
+    outside += 2 * N * config.d_model * (1 + config.norm_bias) if "shared_norms" in flops else 0  # the last norm
     assert sum(sum(layer.values()) for layer in by_layer) == sum(flops.values()) - outside
 
 
@@ -159,6 +176,7 @@ def test_attention_over_the_context(attention: AttentionExperts | None, scores: 
     assert paper == {name: count for name, count in flops.items() if name not in ("weighted_values", "head")}
 
 
+BIASED = {"qkv_bias": True, "o_bias": True, "norm_bias": True, "ffn_bias": True}
 CONFIGS = {
     "dense": TINY,
     "untied_qk_norm": replace(TINY, tie_embeddings=False, qk_norm=True, residual="sequential"),
@@ -174,6 +192,14 @@ CONFIGS = {
     ),
     "soft heads": mixture(None, FFNExperts(N), shared=SharedExperts(head="soft")),
     "heads alone": mixture(None, FFNExperts(N), shared=SharedExperts(embed="merged", norms="merged")),
+    "neox": replace(TINY, norm="layer", parallel_norms=2, gated=False, **BIASED),
+    "neox, bam": mixture(AttentionExperts(N, N), FFNExperts(N, 2), parallel_norms=2, gated=False, **BIASED),
+    "phi, soft heads": mixture(
+        None, FFNExperts(N), shared=SharedExperts(head="soft"), tie_embeddings=False, head_bias=True, **BIASED
+    ),
+    "gemma, value_only": mixture(
+        AttentionExperts(N, N, "value_only"), FFNExperts(N), residual="sequential", norms="around", d_head=10
+    ),
     "embeddings alone": mixture(None, None, shared=SharedExperts(norms="merged", head="merged")),
 }
 
@@ -241,7 +267,7 @@ def test_decoding_reads_what_one_token_uses_and_the_caches_of_its_experts(name: 
     layers = [config.attention_at(layer) for layer in range(config.n_layers)]
     used = {"expert": lambda k: 2 * k, "shared": lambda _: 2, "value_only": lambda k: 1 + k}
     caches = sum(used[experts.kv](experts.top_k) if experts else 2 for experts in layers)
-    assert decoding_bytes(config, 8) - fixed == 2 * 8 * 12 * caches
+    assert decoding_bytes(config, 8) - fixed == 2 * 8 * 2 * config.head_dim * caches
     assert decoding_bytes(config, 8, bytes_per_value=1) * 2 == decoding_bytes(config, 8)
 
 
@@ -266,3 +292,12 @@ def test_mixing_bytes() -> None:
 def test_planning_needs_no_torch() -> None:
     code = "import sys, bam_core.nn.costs, bam_core.nn.paper; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_window_is_read_again_no_further_than_it_reaches() -> None:
+    """One layer of three sees all."""
+    whole, narrow = (replace(TINY, window=window, global_layers=layers) for window, layers in ((None, ()), (4, (1,))))
+    per_position = 2 * 2 * (TINY.n_kv_heads * TINY.head_dim)  # keys and values of one layer in bf16
+    assert decoding_bytes(whole, 10) - decoding_bytes(narrow, 10) == 2 * (10 - 4) * per_position
+    assert decoding_bytes(whole, 3) == decoding_bytes(narrow, 3)
+    assert cache_bytes_per_token(whole) == cache_bytes_per_token(narrow)  # all positions are kept

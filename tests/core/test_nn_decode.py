@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bam_core.config import AttentionExperts, FFNExperts, ModelConfig, SharedExperts
+from bam_core.config import AttentionExperts, FFNExperts, ModelConfig, RopeScaling, SharedExperts
 from bam_core.errors import InvalidInput
 from bam_core.nn import products
 from bam_core.nn.attention import Cache
@@ -28,6 +28,33 @@ TIME = 9
 NAMES = ("general", "code", "law")
 DENSE = ModelConfig(vocab_size=37, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=40, max_seq_len=24)
 TURNED = replace(DENSE, rotary_pairs="interleaved", rotary_frac=0.5, norm="layer")
+
+
+BIASED = replace(DENSE, qkv_bias=True, o_bias=True, norm_bias=True, ffn_bias=True)
+NEOX = replace(BIASED, norm="layer", parallel_norms=2, gated=False, activation="gelu", rotary_frac=0.5)
+GEMMA = replace(
+    DENSE,
+    residual="sequential",
+    norms="around",
+    d_head=12,
+    activation="gelu_tanh",
+    embed_scale=3.0,
+    logit_scale=0.5,
+    logit_softcap=4.0,
+    attention_softcap=2.0,
+    attention_scale=0.5,
+    window=4,
+    global_layers=(1,),
+)
+COHERE = replace(TURNED, window=3, global_layers=(0,), unrotated_layers=(0,), logit_scale=0.25)
+OLMO = replace(
+    DENSE,
+    residual="sequential",
+    norms="after",
+    qk_norm=True,
+    qk_norm_over="all",
+    rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 16),
+)
 
 
 def mixture(attention: AttentionExperts | None, ffn: FFNExperts | None, dense: ModelConfig = DENSE) -> ModelConfig:
@@ -53,6 +80,23 @@ CONFIGS = {
         None, FFNExperts(3, 2, "softmax_topk_renorm", router_bias=True, balance="bias", soft_layers=(0,))
     ),
     "shared routed": replace(mixture(AttentionExperts(3, 3), FFNExperts(3)), shared=SharedExperts()),
+    "neox": NEOX,
+    "gemma": GEMMA,
+    "olmo": OLMO,
+    "head bias, relu": replace(BIASED, head_bias=True, tie_embeddings=False, activation="relu"),
+    "neox, bam": mixture(AttentionExperts(3, 3), FFNExperts(3, 2), NEOX),
+    "neox, top-2 shared": mixture(AttentionExperts(3, 2, "shared"), FFNExperts(3, shared_expert=True), NEOX),
+    "neox, value_only": mixture(AttentionExperts(3, 3, "value_only"), None, NEOX),
+    "gemma, threshold": mixture(AttentionExperts(3, 3, threshold=0.3), FFNExperts(3), GEMMA),
+    "gemma, shared": mixture(AttentionExperts(3, 3, "shared"), FFNExperts(3), GEMMA),
+    "cohere, bam": mixture(AttentionExperts(3, 3), FFNExperts(3), COHERE),
+    "cohere, top-1": mixture(AttentionExperts(3, 1), FFNExperts(3), COHERE),
+    "olmo, bam": mixture(AttentionExperts(3, 3), FFNExperts(3), OLMO),
+    "olmo, top-2": mixture(AttentionExperts(3, 2), None, OLMO),
+    "biased, shared routed": replace(
+        mixture(AttentionExperts(3, 3), FFNExperts(3), replace(BIASED, head_bias=True, tie_embeddings=False)),
+        shared=SharedExperts(),
+    ),
     "soft head": replace(mixture(None, FFNExperts(3)), shared=SharedExperts(head="soft"), residual="sequential"),
 }
 every_config = pytest.mark.parametrize("name", CONFIGS)
@@ -102,7 +146,7 @@ def test_pads_are_nothing_to_the_decoder(name: str) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 5])
-@pytest.mark.parametrize("name", ["sequential, untied, qk-norm", "interleaved", "threshold", "one layer"])
+@pytest.mark.parametrize("name", ["sequential, untied, qk-norm", "interleaved", "threshold", "one layer", "neox, bam"])
 def test_packed_weights_are_as_close_to_float64_as_the_model_in_bf16(name: str, batch: int) -> None:
     """Routers decide in bf16 as they do in float64 for most tokens: the median token is compared."""
     model, batch_BT = build(CONFIGS[name]), tokens(batch)
@@ -211,3 +255,24 @@ def test_an_expert_that_no_row_has_a_gate_for_costs_no_queries_no_scores_and_no_
         output = model(tokens(2, 1), caches[1])
     torch.testing.assert_close(found, model.logits(output.hidden_BTD)[:, -1].detach(), **EXACT)
     torch.testing.assert_close(caches[0].layers[0].keys_BGSC, caches[1].layers[0].keys_BGSC, **EXACT)
+
+
+@pytest.mark.parametrize("name", ["gemma", "cohere, bam", "gemma, shared"])
+def test_a_model_reads_its_cache_as_it_reads_the_whole_text(name: str) -> None:
+    """`LM` itself, with windows shorter than the text, by pieces and with pads."""
+    model, batch_BT = build(CONFIGS[name]), tokens()
+    cache = Cache(model.config, 2, TIME, torch.float64, pad_B=torch.tensor([0, 4]))
+    with torch.no_grad():
+        whole_BTD, alone_BTD = model(batch_BT).hidden_BTD, model(batch_BT[1:, 4:]).hidden_BTD
+        pieces = torch.cat([model(batch_BT[:, a:b], cache).hidden_BTD for a, b in ((0, 6), (6, 7), (7, 9))], 1)
+    torch.testing.assert_close(pieces[0], whole_BTD[0], **EXACT)
+    torch.testing.assert_close(pieces[1, 4:], alone_BTD[0], **EXACT)
+
+
+def test_a_window_forgets_what_is_before_it() -> None:
+    model = build(replace(DENSE, window=3, n_layers=1))
+    one, other = tokens(), tokens()
+    other[:, :5] = (other[:, :5] + 1) % 37
+    apart_BT = (model(one).hidden_BTD - model(other).hidden_BTD).abs().amax(-1)
+    assert (apart_BT[:, 7:] == 0).all()
+    assert (apart_BT[:, :7] > 0).all()

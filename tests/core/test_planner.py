@@ -81,6 +81,8 @@ def test_probabilities_are_kept_where_the_attention_of_short_rows_keeps_them() -
     longer = replace(DENSE, max_seq_len=2 * MAX_ROW)
     assert training().peak_bytes()["scores"] == pytest.approx(2 * 8 * 128 * (129 / 2) * 4 * 3)
     assert training(longer).peak_bytes()["scores"] == training(gpu=True).peak_bytes()["scores"] == 0
+    capped = replace(DENSE, attention_softcap=50.0)  # no kernel has the cap: the square, twice in float32, once in bf16
+    assert training(capped, gpu=True).peak_bytes()["scores"] == pytest.approx(10 * 8 * 128 * 129 * 4 * 3)
 
 
 @settings(max_examples=30, deadline=None)

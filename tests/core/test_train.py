@@ -135,17 +135,21 @@ def test_learning_rate_warms_up_then_falls_to_the_floor() -> None:
 
 NORMS_OF_EXPERTS = replace(DENSE, qk_norm=True, attention=AttentionExperts(2, 2), experts=("general", "code"))
 """Its q_norm and k_norm have two dimensions, as one of an expert."""
+BIASES_OF_EXPERTS = replace(NORMS_OF_EXPERTS, qkv_bias=True, o_bias=True, norm_bias=True, ffn_bias=True)
 
 
-@pytest.mark.parametrize("model", [DENSE, NORMS_OF_EXPERTS], ids=["dense", "norms of experts"])
-def test_weight_decay_moves_matrices_and_no_norm(model: ModelConfig) -> None:
+@pytest.mark.parametrize("model", [DENSE, NORMS_OF_EXPERTS, BIASES_OF_EXPERTS], ids=["dense", "norms", "biases"])
+def test_weight_decay_moves_matrices_and_no_norm_and_no_bias(model: ModelConfig) -> None:
     phase = replace(PHASE, weight_decay=0.5, dtype="fp32")
     lm = fresh(model)
+    for name, param in lm.named_parameters():
+        if "bias" in name or ".b_" in name:
+            torch.nn.init.ones_(param)
     before = {name: param.detach().clone() for name, param in lm.named_parameters()}
     Optimizer(lm, phase).step(lr=0.1)  # no gradient: only decay acts
     kept = set()
     for name, param in lm.named_parameters():
-        is_norm = "norm" in name
+        is_norm = "norm" in name or ".b_" in name
         expected = before[name] if is_norm else before[name] * (1 - 0.1 * 0.5)
         torch.testing.assert_close(param.detach(), expected, msg=name)
         kept |= {before[name].ndim} if is_norm else set()

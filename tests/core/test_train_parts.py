@@ -36,6 +36,9 @@ OF_PART = {
 }
 
 
+BIASED = replace(MODEL, qkv_bias=True, o_bias=True, norm_bias=True, ffn_bias=True)
+
+
 def lm() -> LM:
     model = LM(MODEL)
     init_weights(model, 0)
@@ -94,6 +97,17 @@ def test_a_part_decays_at_its_own_rate() -> None:
     config = replace(PHASE, router_lr_factor=0.0, weight_decay=0.5)
     far = moved(config)
     assert far["blocks.0.ffn.router"] == 0 < far["embed.weight"]
+
+
+def test_the_biases_of_an_expert_are_of_its_part() -> None:
+    biases = {name: part for name, part in parts(LM(BIASED)).items() if "bias" in name or ".b_" in name}
+    assert {name.split(".", 2)[-1] for name, part in biases.items() if part == "attention"} == {
+        f"attn.b_{letter}" for letter in "qkvo"
+    }
+    assert {name.split(".", 2)[-1] for name, part in biases.items() if part == "ffn"} == {
+        f"ffn.b_{part}" for part in ("gate", "up", "down")
+    }
+    assert biases["norm.bias"] == biases["blocks.0.norm.bias"] == biases["blocks.0.ffn.shared.b_up"] == "shared"
 
 
 def test_factors_of_one_leave_the_groups_as_they_were() -> None:

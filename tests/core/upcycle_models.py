@@ -19,6 +19,26 @@ from bam_core.upcycle.variants import Variant, mixture_config, rules_for, varian
 DENSE = ModelConfig(vocab_size=19, d_model=8, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=12, max_seq_len=16)
 NAMES = ("general", "code", "law", "math")
 
+BIASED = {"qkv_bias": True, "o_bias": True, "norm_bias": True, "ffn_bias": True}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "neox": BIASED | {"norm": "layer", "parallel_norms": 2, "gated": False, "activation": "gelu"},
+    "phi": BIASED | {"norm": "layer", "head_bias": True, "tie_embeddings": False, "activation": "gelu_tanh"},
+    "gemma": {
+        "residual": "sequential",
+        "norms": "around",
+        "d_head": 6,
+        "embed_scale": 3.0,
+        "logit_softcap": 5.0,
+        "attention_softcap": 3.0,
+        "attention_scale": 0.3,
+        "window": 4,
+        "global_layers": (1,),
+    },
+    "olmo": {"residual": "sequential", "norms": "after", "qk_norm": True, "qk_norm_over": "all"},
+    "cohere": {"norm": "layer", "window": 3, "global_layers": (0,), "unrotated_layers": (0,), "logit_scale": 0.25},
+}
+"""Blocks as public families have them, on any sizes."""
+
 
 class InMemory:
     """A TensorSource over a dict; knows which of the tensors it gave out are still alive."""

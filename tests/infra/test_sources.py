@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bam_core.errors import InvalidInput
-from infra import hub_text, text_files
+from infra import text_rows
 from infra.sources import KINDS, TextSources
 
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -216,7 +216,7 @@ def test_text_that_is_not_utf8_is_named_with_its_place(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "fine"}\n{"text": "na\xefve"}\n')
     problem = problem_of({"kind": "jsonl", "path": f"{tmp_path}/a.jsonl"}, read=True)
     assert problem.value == f"{tmp_path}/a.jsonl:2"
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "fine"}\n'))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "na\xefve"}\n'))
     assert "UTF-8" in problem_of({"kind": "jsonl", "path": f"{tmp_path}/a.jsonl.gz"}).expected
 
 
@@ -301,12 +301,12 @@ def local_dataset(tmp_path, monkeypatch):
     datasets.disable_progress_bars()
     (tmp_path / "data").mkdir()
     write_json_lines(tmp_path / "data" / "train.jsonl", "one", "two")
-    yield {"path": str(tmp_path / "data"), "revision": "a" * 40, "split": "train", "column": "text"}
+    yield {"kind": "hf", "path": str(tmp_path / "data"), "revision": "a" * 40, "split": "train", "column": "text"}
     datasets.enable_progress_bars()
 
 
 def test_rows_of_a_data_set_are_documents(local_dataset):
-    assert [document.text for document in hub_text.read_hub(local_dataset)] == ["one", "two"]
+    assert texts(local_dataset) == ["one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -318,13 +318,13 @@ def test_rows_of_a_data_set_are_documents(local_dataset):
 )
 def test_a_data_set_without_the_split_or_column_is_named(local_dataset, change, key, expected):
     with pytest.raises(InvalidInput, match=expected) as caught:
-        list(hub_text.read_hub({**local_dataset, **change}))
+        texts({**local_dataset, **change})
     assert caught.value.problems[0].path == key
 
 
 def test_every_kind_is_one_of_the_design():
     assert set(KINDS) == {
-        "python-docs", "python-code", "python-licences", "generated-math", "text", "jsonl", "parquet", "hf",
+        "python-docs", "python-code", "python-licences", "generated-math", "text", "jsonl", "parquet", "hf", "several",
     }  # fmt: skip
 
 
@@ -348,9 +348,9 @@ def test_a_table_without_rows_is_named_too(tmp_path):
 @pytest.mark.parametrize("read", [False, True])
 def test_a_document_longer_than_memory_is_named_with_file_and_line(tmp_path, monkeypatch, read):
     """Before it is in memory: the limit is for each document, not for the file."""
-    free = text_files.BYTES_PER_BYTE * 3 * 2**20
+    free = text_rows.BYTES_PER_BYTE * 3 * 2**20
     memory = type("Memory", (), {"available": free})
-    monkeypatch.setattr("infra.text_files.psutil.virtual_memory", lambda: memory)
+    monkeypatch.setattr("infra.text_rows.psutil.virtual_memory", lambda: memory)
     long = b"x" * (4 * 2**20)
     (tmp_path / "a.txt").write_bytes(long)
     problem = problem_of({"kind": "text", "path": f"{tmp_path}/a.txt"}, read)
@@ -370,7 +370,7 @@ def test_a_table_that_memory_does_not_hold_is_named_with_its_rows(tmp_path, monk
     def refuse(*args, **kwargs):
         raise pa.ArrowMemoryError("malloc of size 99 failed")
 
-    monkeypatch.setattr("infra.text_files.pq.ParquetFile", refuse)
+    monkeypatch.setattr("infra.text_rows.pq.ParquetFile", refuse)
     problem = problem_of({"kind": "parquet", "path": str(path)})
     assert problem.value == f"{path}:rows from 0"
     assert "malloc of size 99 failed" in problem.expected
@@ -378,7 +378,7 @@ def test_a_table_that_memory_does_not_hold_is_named_with_its_rows(tmp_path, monk
 
 @pytest.mark.parametrize("ends", [b"\n", b"\r\n"])
 def test_lines_are_whole_wherever_the_file_is_cut_for_reading(tmp_path, monkeypatch, ends):
-    monkeypatch.setattr(text_files, "CHUNK_BYTES", 7)
+    monkeypatch.setattr(text_rows, "CHUNK_BYTES", 7)
     lines = [json.dumps({"text": f"né {number}" * number}, ensure_ascii=False).encode() for number in range(1, 9)]
     (tmp_path / "a.jsonl").write_bytes(ends.join(lines))
     documents = list(SOURCES.read({"kind": "jsonl", "path": f"{tmp_path}/a.jsonl"}))

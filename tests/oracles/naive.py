@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil, sqrt
+from math import ceil, pi, sqrt
 
 import torch
 from torch import Tensor
@@ -43,18 +43,31 @@ def forward(config: ModelConfig, weights: Weights, tokens_BT: Tensor, mode: Mode
     """Logits, and what the FFN routers said, for each layer that has one."""
     routed: list[Routed] = []
     mix = shared_mix(config, weights, tokens_BT)
-    x = embedding(config, weights, tokens_BT, mix)
+    x = embedding(config, weights, tokens_BT, mix) * config.embed_scale
     for layer in range(config.n_layers):
         prefix = f"blocks.{layer}."
         block = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
         if config.residual == "parallel":
-            h = norm(config, x, scale(config, block["norm.weight"], mix))
-            x = x + attention(config, layer, block, h) + ffn(config, layer, block, h, mode, routed)
+            one = config.parallel_norms == 1
+            h = normed(config, block, "norm" if one else "attn_norm", x, mix)
+            g = h if one else normed(config, block, "ffn_norm", x, mix)
+            x = x + attention(config, layer, block, h) + ffn(config, layer, block, g, mode, routed)
         else:
-            x = x + attention(config, layer, block, norm(config, x, scale(config, block["attn_norm.weight"], mix)))
-            h = norm(config, x, scale(config, block["ffn_norm.weight"], mix))
-            x = x + ffn(config, layer, block, h, mode, routed)
-    return head(config, weights, norm(config, x, scale(config, weights["norm.weight"], mix)), mix), routed
+            for branch in ("attn", "ffn"):
+                h = x if config.norms == "after" else normed(config, block, f"{branch}_norm", x, mix)
+                if branch == "attn":
+                    y = attention(config, layer, block, h)
+                else:
+                    y = ffn(config, layer, block, h, mode, routed)
+                x = x + (y if config.norms == "before" else normed(config, block, f"{branch}_out_norm", y, mix))
+    found = head(config, weights, normed(config, weights, "norm", x, mix), mix) * config.logit_scale
+    cap = config.logit_softcap
+    return found if cap is None else cap * torch.tanh(found / cap), routed
+
+
+def normed(config: ModelConfig, weights: Weights, name: str, x: Tensor, mix: Tensor | None) -> Tensor:
+    found = norm(config, x, scale(config, weights[f"{name}.weight"], mix))
+    return found + scale(config, weights[f"{name}.bias"], mix) if config.norm_bias else found
 
 
 def shared_mix(config: ModelConfig, weights: Weights, tokens_BT: Tensor) -> Tensor | None:
@@ -93,17 +106,19 @@ def scale(config: ModelConfig, weight: Tensor, mix: Tensor | None) -> Tensor:
 
 def head(config: ModelConfig, weights: Weights, h: Tensor, mix: Tensor | None) -> Tensor:
     table = weights["head.weight"] if "head.weight" in weights else weights["embed.weight"]
+    bias = weights["head.bias"] if config.head_bias else torch.zeros(table.shape[:-1], dtype=h.dtype)
     if mix is None or config.shared is None or config.shared.head == "merged":
-        return h @ table.T
+        return h @ table.T + bias
     if config.shared.head == "soft":
-        return sum((mix[..., e, None] * (h @ table[e].T) for e in range(len(config.experts))), torch.zeros(()))
+        each = [h @ table[e].T + bias[e] for e in range(len(config.experts))]
+        return sum((mix[..., e, None] * each[e] for e in range(len(config.experts))), torch.zeros(()))
     rows = []
     for h_TD, mix_TE in zip(h, mix, strict=True):
         found = []
         for h_D, mix_E in zip(h_TD, mix_TE, strict=True):
             most = max(range(len(mix_E)), key=mix_E.tolist().__getitem__)
             weight = 1 + mix_E[most] - mix_E[most].detach() if config.shared.head_gradient else 1
-            found.append(table[most] @ (weight * h_D))
+            found.append(table[most] @ (weight * h_D) + bias[most])
         rows.append(torch.stack(found))
     return torch.stack(rows)
 
@@ -119,11 +134,11 @@ def has_experts(experts: AttentionExperts | FFNExperts | None, layer: int) -> bo
 
 
 def attention(config: ModelConfig, layer: int, block: Weights, x: Tensor) -> Tensor:
-    names = ("w_q", "w_k", "w_v", "w_o", *(("q_norm", "k_norm") if config.qk_norm else ()))
-    part = {name: block[f"attn.{name}"] for name in names}
+    names = ("w_q", "w_k", "w_v", "w_o", "q_norm", "k_norm", "b_q", "b_k", "b_v", "b_o")
+    part = {name: block[f"attn.{name}"] for name in names if f"attn.{name}" in block}
     experts = config.attention
     if experts is None or not has_experts(experts, layer):
-        return one_attention(config, part, x)
+        return one_attention(config, layer, part, x)
     scores = x @ block["attn.router"].T
     if experts.router_bias:
         scores = scores + block["attn.router_bias"]
@@ -131,44 +146,78 @@ def attention(config: ModelConfig, layer: int, block: Weights, x: Tensor) -> Ten
     if experts.dense_router_gradient:
         gate = gate.detach() + scores.softmax(-1) - scores.softmax(-1).detach()
     own = {
-        "expert": {"w_q", "w_k", "w_v", "w_o", "q_norm", "k_norm"},
-        "shared": {"w_q", "w_o", "q_norm"},
-        "value_only": {"w_v", "w_o"},
+        "expert": set(names),
+        "shared": {"w_q", "w_o", "q_norm", "b_q", "b_o"},
+        "value_only": {"w_v", "w_o", "b_v", "b_o"},
     }[experts.kv]
     total = torch.zeros_like(x)
     for e in range(experts.n_experts):
         expert = {name: w[e] if name in own else w for name, w in part.items()}
-        total = total + gate[..., e, None] * one_attention(config, expert, x)
+        total = total + gate[..., e, None] * one_attention(config, layer, expert, x)
     return total
 
 
-def one_attention(config: ModelConfig, part: Weights, x: Tensor) -> Tensor:
-    channels, queries_per_key = config.d_model // config.n_heads, config.n_heads // config.n_kv_heads
-    past = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+def one_attention(config: ModelConfig, layer: int, part: Weights, x: Tensor) -> Tensor:
+    channels, queries_per_key = head_dim(config), config.n_heads // config.n_kv_heads
+    q_all, k_all, v_all = (x @ part[f"w_{name}"].T + part.get(f"b_{name}", 0.0) for name in "qkv")
+    if config.qk_norm and config.qk_norm_over == "all":
+        q_all, k_all = norm(config, q_all, part["q_norm"]), norm(config, k_all, part["k_norm"])
+    factor = 1 / sqrt(channels) if config.attention_scale is None else config.attention_scale
     total = torch.zeros_like(x)
     for h in range(config.n_heads):
         rows = slice(h * channels, (h + 1) * channels)
         kv_rows = slice(h // queries_per_key * channels, (h // queries_per_key + 1) * channels)
-        q, k, v = x @ part["w_q"][rows].T, x @ part["w_k"][kv_rows].T, x @ part["w_v"][kv_rows].T
-        if config.qk_norm:
+        q, k, v = q_all[..., rows], k_all[..., kv_rows], v_all[..., kv_rows]
+        if config.qk_norm and config.qk_norm_over == "head":
             q, k = norm(config, q, part["q_norm"][rows]), norm(config, k, part["k_norm"][kv_rows])
-        scores = rotate(config, q) @ rotate(config, k).mT / sqrt(channels)
-        total = total + scores.masked_fill(~past, -torch.inf).softmax(-1) @ v @ part["w_o"][rows]
-    return total
+        if layer not in config.unrotated_layers:
+            q, k = rotate(config, q), rotate(config, k)
+        scores = q @ k.mT * factor
+        if config.attention_softcap is not None:
+            scores = config.attention_softcap * torch.tanh(scores / config.attention_softcap)
+        total = total + scores.masked_fill(~seen(config, layer, x.shape[1]), -torch.inf).softmax(-1) @ (
+            v @ part["w_o"][rows]
+        )
+    return total + part.get("b_o", 0.0)
+
+
+def seen(config: ModelConfig, layer: int, n_time: int) -> Tensor:
+    """True where query t looks at position s."""
+    window = n_time if config.window is None or layer in config.global_layers else config.window
+    return torch.tensor([[0 <= t - s < window for s in range(n_time)] for t in range(n_time)])
+
+
+def head_dim(config: ModelConfig) -> int:
+    return config.d_head or config.d_model // config.n_heads
 
 
 def rotate(config: ModelConfig, x_BTC: Tensor) -> Tensor:
     """Pair j of R channels turned by pos * theta^(-2j/R); angles in float32, as the model's contract says."""
-    n_rotary = int(config.d_model // config.n_heads * config.rotary_frac)
+    n_rotary = int(head_dim(config) * config.rotary_frac)
     out = list(x_BTC.unbind(-1))
     for j in range(n_rotary // 2):
         a, b = (j, j + n_rotary // 2) if config.rotary_pairs == "half" else (2 * j, 2 * j + 1)
-        frequency = 1.0 / config.rope_theta ** (torch.tensor(2.0 * j) / n_rotary)
+        frequency = stretched(config, 1.0 / config.rope_theta ** (torch.tensor(2.0 * j) / n_rotary))
         angle = torch.arange(x_BTC.shape[1], dtype=torch.float32) * frequency
         cos, sin = angle.cos().to(x_BTC.dtype), angle.sin().to(x_BTC.dtype)
         x, y = x_BTC[..., a], x_BTC[..., b]
         out[a], out[b] = x * cos - y * sin, y * cos + x * sin
     return torch.stack(out, -1)
+
+
+def stretched(config: ModelConfig, frequency: Tensor) -> Tensor:
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequency
+    if scaling.kind == "linear":
+        return frequency / scaling.factor
+    turns = scaling.original_max_seq_len / (2 * pi / frequency)
+    if turns < scaling.low_freq_factor:
+        return frequency / scaling.factor
+    if turns > scaling.high_freq_factor:
+        return frequency
+    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    return (1 - kept) * frequency / scaling.factor + kept * frequency
 
 
 def ffn(
@@ -180,16 +229,18 @@ def ffn(
     routed: list[Routed],
 ) -> Tensor:
     """Appends to `routed` where the layer has experts."""
-    w_gate, w_up, w_down = (block[f"ffn.w_{name}"] for name in ("gate", "up", "down"))
+    part = {name.removeprefix("ffn."): w for name, w in block.items() if name.startswith(("ffn.w_", "ffn.b_"))}
     experts = config.ffn
     if experts is None or not has_experts(experts, layer):
-        return swiglu(w_gate, w_up, w_down, x)
+        return one_ffn(config, part, x)
     gate = ffn_gates(experts, layer, block, x, mode, routed)
     total = torch.zeros_like(x)
     for e in range(experts.n_experts):
-        total = total + gate[..., e, None] * swiglu(w_gate[e], w_up[e], w_down[e], x)
+        total = total + gate[..., e, None] * one_ffn(config, {name: w[e] for name, w in part.items()}, x)
     if experts.shared_expert:
-        total = total + swiglu(*(block[f"ffn.shared.w_{name}"] for name in ("gate", "up", "down")), x)
+        start = "ffn.shared."
+        one = {name.removeprefix(start): w for name, w in block.items() if name.startswith(start)}
+        total = total + one_ffn(config, one, x)
     return total
 
 
@@ -230,9 +281,18 @@ def within_capacity(chosen_BTE: Tensor, limit: int) -> Tensor:
     return kept
 
 
-def swiglu(w_gate: Tensor, w_up: Tensor, w_down: Tensor, x: Tensor) -> Tensor:
-    a = x @ w_gate.T
-    return (a * torch.sigmoid(a) * (x @ w_up.T)) @ w_down
+def one_ffn(config: ModelConfig, part: Weights, x: Tensor) -> Tensor:
+    up = x @ part["w_up"].T + part.get("b_up", 0.0)
+    gate = x @ part["w_gate"].T + part.get("b_gate", 0.0) if config.gated else up
+    if config.activation == "silu":
+        hidden = gate * torch.sigmoid(gate)
+    elif config.activation == "gelu":
+        hidden = gate * 0.5 * (1 + torch.special.erf(gate / sqrt(2)))
+    elif config.activation == "gelu_tanh":
+        hidden = gate * 0.5 * (1 + torch.tanh(sqrt(2 / pi) * (gate + 0.044715 * gate**3)))
+    else:
+        hidden = gate * (gate > 0)
+    return (hidden * up if config.gated else hidden) @ part["w_down"] + part.get("b_down", 0.0)
 
 
 Sampling = tuple[Tensor, float]

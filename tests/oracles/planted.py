@@ -83,7 +83,7 @@ ROTATE = layers.apply_rotary
 
 def attend_with(patch: Patch, change: Callable[..., Tensor]) -> None:
     real = attention.attend
-    patch.setattr(attention, "attend", lambda q, k, v, mask=None: change(real, q, k, v, mask))
+    patch.setattr(attention, "attend", lambda q, k, v, mask=None, *scores: change(real, q, k, v, mask))
 
 
 def no_scale(patch: Patch) -> None:
@@ -150,7 +150,7 @@ def positions_count_pads(patch: Patch) -> None:
 def shared_queries_in_the_wrong_order(patch: Patch) -> None:
     """(expert, group, query) read as (group, expert, query)."""
 
-    def wrong(q: Tensor, k: Tensor, v: Tensor, cache: Any, n_experts: int) -> Tensor:
+    def wrong(q: Tensor, k: Tensor, v: Tensor, cache: Any, n_experts: int, scores: Any) -> Tensor:
         return attention.attend_past(q, k, v, cache).unflatten(2, (n_experts, -1)).flatten(3)
 
     patch.setitem(moa.ATTEND, "shared", wrong)
@@ -160,8 +160,8 @@ def values_in_the_wrong_order(patch: Patch) -> None:
     """(expert, group) read as (group, expert)."""
     real = moa.ATTEND["value_only"]
 
-    def wrong(q: Tensor, k: Tensor, v: Tensor, cache: Any, n_experts: int) -> Tensor:
-        return real(q, k, v.unflatten(2, (-1, n_experts)).transpose(2, 3).flatten(2, 3), cache, n_experts)
+    def wrong(q: Tensor, k: Tensor, v: Tensor, cache: Any, n_experts: int, scores: Any) -> Tensor:
+        return real(q, k, v.unflatten(2, (-1, n_experts)).transpose(2, 3).flatten(2, 3), cache, n_experts, scores)
 
     patch.setitem(moa.ATTEND, "value_only", wrong)
 

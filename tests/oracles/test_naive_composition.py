@@ -16,7 +16,7 @@ from agreement import Agreement
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bam_core.config import GATES, AttentionExperts, FFNExperts, ModelConfig, SharedExperts
+from bam_core.config import GATES, AttentionExperts, FFNExperts, ModelConfig, RopeScaling, SharedExperts
 from bam_core.nn.lm import LM, init_weights
 from bam_core.nn.routing import Noise
 
@@ -30,6 +30,16 @@ def mixture(attention: AttentionExperts | None, ffn: FFNExperts | None, **change
 
 
 SOFT = AttentionExperts(3, 3)
+BIASED = {"qkv_bias": True, "o_bias": True, "norm_bias": True, "ffn_bias": True}
+SEQUENTIAL = {"residual": "sequential"}
+SCORED = {"attention_softcap": 2.0, "attention_scale": 0.5, "window": 4, "global_layers": (1,)}
+SCALED = {"embed_scale": 3.0, "logit_scale": 0.5, "logit_softcap": 4.0}
+GEMMA = SEQUENTIAL | SCORED | SCALED | {"norms": "around", "d_head": 12, "activation": "gelu_tanh"}
+OLMO = SEQUENTIAL | {"norms": "after", "qk_norm": True, "qk_norm_over": "all"}
+NEOX = BIASED | {"norm": "layer", "parallel_norms": 2, "activation": "gelu", "gated": False, "rotary_frac": 0.5}
+PHI = BIASED | {"norm": "layer", "gated": False, "activation": "gelu_tanh", "head_bias": True, "tie_embeddings": False}
+COHERE = {"norm": "layer", "rotary_pairs": "interleaved", "window": 3, "global_layers": (1,), "unrotated_layers": (1,)}
+LLAMA3 = SEQUENTIAL | {"rope_theta": 50.0, "rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 64), "d_head": 16}
 CONFIGS = {
     "dense": DENSE,
     "dense-mha": replace(DENSE, n_kv_heads=4),
@@ -83,6 +93,33 @@ CONFIGS = {
     "shared-head-only": mixture(None, FFNExperts(3), shared=SharedExperts(embed="merged", norms="merged")),
     "shared-embedding-only": mixture(SOFT, None, shared=SharedExperts(norms="merged", head="merged")),
     "shared-and-no-experts": mixture(None, None, shared=SharedExperts()),
+    "dense-gemma": replace(DENSE, **GEMMA),
+    "dense-olmo": replace(DENSE, **OLMO),
+    "dense-neox": replace(DENSE, **NEOX),
+    "dense-phi": replace(DENSE, **PHI),
+    "dense-cohere": replace(DENSE, **COHERE),
+    "dense-llama3": replace(DENSE, **LLAMA3),
+    "dense-biased-rms-relu": replace(DENSE, **BIASED, activation="relu", rope_scaling=RopeScaling("linear", 2.5)),
+    "gemma-bam": mixture(SOFT, FFNExperts(3), **GEMMA),
+    "gemma-shared-kv": mixture(AttentionExperts(3, 3, "shared"), FFNExperts(6, 2, split=2), **GEMMA),
+    "gemma-value-only": mixture(AttentionExperts(3, 3, "value_only"), FFNExperts(3, 2), **GEMMA),
+    "olmo-bam": mixture(SOFT, FFNExperts(3, 2, "topk_softmax"), **OLMO),
+    "olmo-shared-kv": mixture(AttentionExperts(3, 2, "shared"), FFNExperts(3, shared_expert=True), **OLMO),
+    "olmo-value-only-routed": mixture(
+        AttentionExperts(3, 3, "value_only"), FFNExperts(3), **OLMO, shared=SharedExperts()
+    ),
+    "neox-bam": mixture(SOFT, FFNExperts(3), **NEOX),
+    "neox-shared-kv-dense-gradients": mixture(
+        AttentionExperts(3, 2, "shared", dense_router_gradient=True),
+        FFNExperts(3, dense_router_gradient=True, shared_expert=True),
+        **NEOX,
+    ),
+    "neox-value-only": mixture(AttentionExperts(3, 3, "value_only"), FFNExperts(3, 2, gain=(1.5, 0.5)), **NEOX),
+    "phi-bam-routed": mixture(SOFT, FFNExperts(3), **PHI, shared=SharedExperts()),
+    "phi-btx-soft-head": mixture(None, FFNExperts(3), **PHI, shared=SharedExperts(head="soft", norms="merged")),
+    "cohere-bam": mixture(SOFT, FFNExperts(3), **COHERE),
+    "llama3-btx": mixture(None, FFNExperts(3), **LLAMA3),
+    "biased-gated-btx": mixture(None, FFNExperts(3, 2, capacity_factor=0.8), **BIASED),
     "attention-dense-gradient": mixture(AttentionExperts(3, 1, dense_router_gradient=True), None),
 }
 
@@ -189,7 +226,7 @@ def shared_experts(draw: st.DrawFn) -> SharedExperts:
 def model_configs(draw: st.DrawFn) -> ModelConfig:
     attention, ffn = draw(st.none() | attention_experts()), draw(st.none() | ffn_experts())
     shared = draw(st.none() | shared_experts())
-    return replace(
+    found = replace(
         DENSE,
         n_kv_heads=draw(st.sampled_from([1, 2, 4])),
         residual=draw(st.sampled_from(["parallel", "sequential"])),
@@ -202,6 +239,36 @@ def model_configs(draw: st.DrawFn) -> ModelConfig:
         ffn=ffn,
         experts=NAMES if attention or ffn or shared else (),
         shared=shared,
+    )
+    return draw(with_options(found)) if draw(st.booleans()) else found
+
+
+@st.composite
+def with_options(draw: st.DrawFn, config: ModelConfig) -> ModelConfig:
+    """What public families have beside the plain block."""
+    parallel, window = config.residual == "parallel", draw(st.sampled_from([None, 1, 4, 99]))
+    return replace(
+        config,
+        d_head=draw(st.sampled_from([None, 4, 12])),
+        qkv_bias=draw(st.booleans()),
+        o_bias=draw(st.booleans()),
+        norm_bias=draw(st.booleans()),
+        ffn_bias=draw(st.booleans()) and (config.ffn is None or config.ffn.split == 1),
+        head_bias=draw(st.booleans()) and not config.tie_embeddings,
+        activation=draw(st.sampled_from(["silu", "gelu", "gelu_tanh", "relu"])),
+        gated=draw(st.booleans()),
+        norms="before" if parallel else draw(st.sampled_from(["before", "after", "around"])),
+        parallel_norms=draw(st.sampled_from([1, 2])) if parallel else 1,
+        qk_norm_over=draw(st.sampled_from(["head", "all"])) if config.qk_norm else "head",
+        embed_scale=draw(st.sampled_from([1.0, 4.0])),
+        logit_scale=draw(st.sampled_from([1.0, 0.25])),
+        logit_softcap=draw(st.sampled_from([None, 5.0])),
+        attention_softcap=draw(st.sampled_from([None, 3.0])),
+        attention_scale=draw(st.sampled_from([None, 0.2])),
+        window=window,
+        global_layers=draw(st.sampled_from([(), (0,), (0, 1)])) if window else (),
+        unrotated_layers=draw(st.sampled_from([(), (1,)])),
+        rope_scaling=draw(st.sampled_from([None, RopeScaling("linear", 4.0), LLAMA3["rope_scaling"]])),
     )
 
 

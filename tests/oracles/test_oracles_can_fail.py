@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import planted
+import planted_options
 import pytest
 import test_attention_modules
 import test_dense_families
@@ -231,6 +232,24 @@ ROWS = [
     Row(plain, {"name": "ffn-dense-gradient", "training": True}, planted.sparse_router_gradient),
     Row(plain, {"name": "attention-dense-gradient", "training": True}, planted.sparse_router_gradient),
     Row(plain, {"name": "ffn-split", "training": True}, planted.other_experts),
+    *(
+        Row(plain, {"name": name, "training": True}, plant, said)
+        for name, plant, said in (
+            ("dense-gemma", planted_options.scored(window=None), "no window"),
+            ("gemma-bam", planted_options.scored(window=5), "window one too wide"),
+            ("gemma-shared-kv", planted_options.scored(softcap=None), "no cap of scores"),
+            ("gemma-value-only", planted_options.scored(scale=None), "the usual scale"),
+            ("dense-cohere", planted_options.every_layer_rotates, ""),
+            ("neox-bam", planted_options.output_biases_without_their_gates, ""),
+            ("olmo-bam", planted_options.no_norm_of_what_was_made, ""),
+            ("olmo-shared-kv", planted_options.norms_per_head, "norms per head"),
+            ("neox-value-only", planted_options.one_norm_for_both_branches, ""),
+            ("dense-neox", planted_options.other_gelu, ""),
+            ("dense-gemma", planted_options.embeddings_as_they_are, ""),
+            ("dense-gemma", planted_options.logits_capped_before_their_scale, ""),
+            ("dense-llama3", planted_options.frequencies_as_they_were, "no scaling"),
+        )
+    ),
     Row(drawn, {"config": test_naive_composition.CONFIGS["bam"], "seed": 3, "training": True}, planted.no_scale),
     Row(one_layer, {"top_k": 2}, planted.TIMES_K, "f not over k"),
     Row(one_layer, {"top_k": 1}, planted.TWICE_SOFTMAX, "softmax twice"),

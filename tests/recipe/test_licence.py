@@ -12,7 +12,7 @@ from bam_core.graph.key import pipeline_keys
 from bam_core.graph.stage import Pipeline
 from pipelines import bam
 from pipelines.recipe import load_recipe, recipe_from, shipped_recipes
-from pipelines.recipe.parts import LICENCES, TEXTS
+from pipelines.recipe.sources import LICENCES, TEXTS
 
 WHERE = {kind: {"path": "x"} for kind in ("text", "jsonl", "parquet", "hf")}
 

@@ -1,0 +1,1 @@
+"""A routing rule and a metric for bam."""

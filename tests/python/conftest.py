@@ -1,0 +1,3 @@
+from tests.e2e.fixtures import finished
+
+__all__ = ["finished"]
