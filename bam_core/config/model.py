@@ -26,6 +26,8 @@ class ModelConfig:
     (j, j + R/2) of R together, `interleaved` (2j, 2j + 1).
     `experts` names the dense models behind a mixture, each once, in stacking order; empty for a dense model.
     `shared`: how the rest is mixed of all of them; None where it is one for all.
+    router_input: what routers of attention and FFN experts read: the `token`'s vector, or with `text` beside it the
+    mean of the embeddings of the text so far (`nn.shared.text_so_far`).
 
     What public families have beside that, at its default not there:
     d_head: channels of a head; None for d_model / n_heads. *_bias: of queries, keys and values; of the attention's
@@ -58,6 +60,7 @@ class ModelConfig:
     ffn: FFNExperts | None = None
     experts: tuple[str, ...] = ()
     shared: SharedExperts | None = None
+    router_input: Literal["token", "text"] = "token"
     d_head: int | None = None
     qkv_bias: bool = False
     o_bias: bool = False
@@ -84,6 +87,16 @@ class ModelConfig:
     def head_dim(self) -> int:
         """Channels of a head."""
         return self.d_model // self.n_heads if self.d_head is None else self.d_head
+
+    @property
+    def router_width(self) -> int:
+        """Channels that the router of a branch reads."""
+        return self.d_model * (2 if self.router_input == "text" else 1)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether some router reads the text so far."""
+        return self.shared is not None or self.router_input == "text"
 
     @property
     def rotary_dim(self) -> int:
@@ -119,7 +132,7 @@ class ModelConfig:
 
     def dense(self) -> ModelConfig:
         """The dense model that each expert of this mixture is a part of; a dense model's own."""
-        return replace(self, attention=None, ffn=None, experts=(), shared=None)
+        return replace(self, attention=None, ffn=None, experts=(), shared=None, router_input="token")
 
     def attention_at(self, layer: int) -> AttentionExperts | None:
         """The attention experts of one layer; None where it is dense."""
@@ -166,6 +179,9 @@ class ModelConfig:
                 if sizes_are_right:
                     placement = placement_problems(experts, self.n_layers, self.experts)
                     yield from (problem.under(part) for problem in placement)
+        yield from choice("router_input", self.router_input, ("token", "text"))
+        if self.router_input == "text" and self.attention is None and self.ffn is None:
+            yield Problem("router_input", "text", "no branch has a router", "leave it out")
         if self.shared is not None:
             yield from (problem.under("shared") for problem in self.shared.problems())
             if not self.experts:
@@ -194,11 +210,11 @@ class ModelConfig:
         return self
 
     def to_json(self) -> dict[str, Any]:
-        """Every field; `shared` and OPTIONS where they are not at their default, so that a model without them is
-        written as before they were fields."""
+        """Every field; `shared`, `router_input` and OPTIONS where they are not at their default, so that a model
+        without them is written as before they were fields."""
         found = asdict(self)
         default = {field.name: field.default for field in fields(self)}
-        left_out = {name for name in ("shared", *OPTIONS) if getattr(self, name) == default[name]}
+        left_out = {name for name in ("shared", "router_input", *OPTIONS) if getattr(self, name) == default[name]}
         return {name: value for name, value in found.items() if name not in left_out}
 
     def identity(self) -> dict[str, Any]:

@@ -111,11 +111,11 @@ def choose(documents: Documents, max_tokens: int, part: tuple[int, int] = (1, 1)
     judged on another. Raises InvalidInput where that leaves none.
     """
     assert max_tokens > 0, max_tokens
-    place, n_parts = part
-    assert 1 <= place <= n_parts, part
-    numbers = np.arange(max(1, len(documents) - documents.cut))[place - 1 :: n_parts]
+    which, n_parts = part
+    assert 1 <= which <= n_parts, part
+    numbers = np.arange(max(1, len(documents) - documents.cut))[which - 1 :: n_parts]
     if not len(numbers):
-        found = f"part {place} of {n_parts}"
+        found = f"part {which} of {n_parts}"
         raise InvalidInput("evaluation", [Problem("part", found, f"the held-out text has {len(documents)} documents")])
     numbers = numbers[np.argsort(numbers * GOLDEN % 1, kind="stable")]
     tokens = np.minimum(documents.tokens[numbers], max_tokens)

@@ -91,7 +91,7 @@ class Cache:
         shapes = [cached_shapes(config, layer) for layer in range(config.n_layers)]
         self.layers = [LayerCache(room(keys), room(values), self.pad_B) for keys, values in shapes]
         self.text_BD: Tensor | None = None
-        if config.shared is not None:
+        if config.reads_text:
             wide = torch.promote_types(dtype, torch.float32)
             self.text_BD = torch.zeros((batch, config.d_model), dtype=wide, device=device)
 

@@ -78,16 +78,17 @@ class Block(nn.Module):
         cache: LayerCache | None,
         noise: Noise | None = None,
         mix_BTE: Tensor | None = None,
+        text_BTD: Tensor | None = None,
     ) -> tuple[Tensor, LayerRouting]:
-        """mix_BTE: of the dense models' norm scales, where those are routed."""
+        """mix_BTE: of the dense models' norm scales, where those are routed. text_BTD: for routers that read it."""
         h_BTD = self.read("attn", x_BTD, mix_BTE)
-        attention_BTD, attention_routing = self.attn(h_BTD, rotary, cache)
+        attention_BTD, attention_routing = self._attend(h_BTD, rotary, cache, text_BTD)
         if self.parallel:
             h_BTD = h_BTD if self.one_norm else self.read("ffn", x_BTD, mix_BTE)
-            ffn_BTD, ffn_routing = self._route_ffn(h_BTD, noise)
+            ffn_BTD, ffn_routing = self._route_ffn(h_BTD, noise, text_BTD)
             return x_BTD + attention_BTD + ffn_BTD, LayerRouting(attention_routing, ffn_routing)
         x_BTD = x_BTD + self.made("attn", attention_BTD, mix_BTE)
-        ffn_BTD, ffn_routing = self._route_ffn(self.read("ffn", x_BTD, mix_BTE), noise)
+        ffn_BTD, ffn_routing = self._route_ffn(self.read("ffn", x_BTD, mix_BTE), noise, text_BTD)
         return x_BTD + self.made("ffn", ffn_BTD, mix_BTE), LayerRouting(attention_routing, ffn_routing)
 
     def read(self, branch: Branch, x_BTD: Tensor, mix_BTE: Tensor | None) -> Tensor:
@@ -104,8 +105,16 @@ class Block(nn.Module):
         normed_BTD: Tensor = getattr(self, name)(x_BTD, mix_BTE)
         return normed_BTD
 
-    def _route_ffn(self, h_BTD: Tensor, noise: Noise | None) -> tuple[Tensor, Routing | None]:
-        """Only a mixture samples."""
+    def _attend(
+        self, h_BTD: Tensor, rotary: Rotary, cache: LayerCache | None, text_BTD: Tensor | None
+    ) -> tuple[Tensor, Routing | None]:
         found: tuple[Tensor, Routing | None]
-        found = self.ffn(h_BTD, noise) if isinstance(self.ffn, MixtureOfExperts) else self.ffn(h_BTD)
+        more = (text_BTD,) if isinstance(self.attn, MixtureOfAttention) else ()
+        found = self.attn(h_BTD, rotary, cache, *more)
+        return found
+
+    def _route_ffn(self, h_BTD: Tensor, noise: Noise | None, text_BTD: Tensor | None) -> tuple[Tensor, Routing | None]:
+        """Only a mixture samples, and reads the text."""
+        found: tuple[Tensor, Routing | None]
+        found = self.ffn(h_BTD, noise, text_BTD) if isinstance(self.ffn, MixtureOfExperts) else self.ffn(h_BTD)
         return found

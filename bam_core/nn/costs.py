@@ -58,11 +58,11 @@ def params_by_component(config: ModelConfig) -> dict[str, dict[str, int]]:
         if config.qk_norm:
             add("qk_norms", HC, n.queries, n.queries_used)
             add("qk_norms", GC, n.keys)
-        add("attention_router", D, n.attention_routed)
+        add("attention_router", config.router_width, n.attention_routed)
         add("attention_router", n.attention_routed, n.attention_biases)
         add("ffn", n.ffn_size + n.ffn_biases_size, n.ffn, n.ffn_used)
         add("shared_expert", _ffn_size(config) + _ffn_biases_size(config), n.shared_experts)
-        add("ffn_router", D, n.ffn_routed)
+        add("ffn_router", config.router_width, n.ffn_routed)
         add("ffn_router", n.ffn_routed, n.ffn_biases)
     add("norms", norm, norm_scales)
     if config.has_head:
@@ -260,14 +260,14 @@ def _layers_flops(config: ModelConfig, layers: range | tuple[int, ...], context:
         n = _copies(config, layer)
         if config.is_routed("norms"):
             flops["shared_norms"] += _mix_flops(config) * (1 + config.norm_bias) * _norms_of_layer(config)
-        flops["attention_router"] += 2 * D * n.attention_routed
+        flops["attention_router"] += 2 * config.router_width * n.attention_routed
         flops["queries"] += 2 * HC * D * n.queries
         flops["keys"] += 2 * GC * D * n.keys
         flops["values"] += 2 * GC * D * n.values
         flops["scores"] += 2 * HC * n.queries * context
         flops["weighted_values"] += 2 * HC * n.outputs * context
         flops["outputs"] += 2 * HC * D * n.outputs + 2 * D * n.attention_routed * config.o_bias
-        flops["ffn_router"] += 2 * D * n.ffn_routed
+        flops["ffn_router"] += 2 * config.router_width * n.ffn_routed
         flops["ffn"] += 2 * n.ffn_size * n.ffn_used
         flops["shared_expert"] += 2 * _ffn_size(config) * n.shared_experts
     return flops

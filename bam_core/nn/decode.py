@@ -35,7 +35,7 @@ from bam_core.nn.lm import LM
 from bam_core.nn.moa import ATTEND, MixtureOfAttention
 from bam_core.nn.moe import MixtureOfExperts
 from bam_core.nn.products import BiasedProduct, Layout, Product, expert_products, ffn_product, layout_for
-from bam_core.nn.routing import route, router_logits
+from bam_core.nn.routing import route, router_logits, router_reads
 from bam_core.nn.shared import finished_logits
 
 
@@ -62,13 +62,13 @@ class Decoder:
         """
         model, config = self.model, self.model.config
         assert not model.training, "a decoder is for a model in evaluation mode"
-        x_BTD, mix_BTE = model.start(tokens_BT, cache)
+        x_BTD, mix_BTE, text_BTD = model.start(tokens_BT, cache)
         tables = rotary_of(config, x_BTD.dtype, x_BTD.device)
         positions = cache.positions(tokens_BT.shape[1])
         rotary = (tables[0][positions], tables[1][positions])
         for i, layer in enumerate(self._layers):
             last_only = i == len(self._layers) - 1
-            x_BTD = layer(x_BTD, rotary, cache.layers[i], mix_BTE, last_only=last_only)
+            x_BTD = layer(x_BTD, rotary, cache.layers[i], mix_BTE, text_BTD, last_only=last_only)
         mix_B1E = mix_BTE[:, -1:] if mix_BTE is not None else None
         hidden_BD = model.norm(x_BTD, mix_B1E)[:, 0]
         if self._head is not None:
@@ -87,13 +87,21 @@ class _Layer:
         )
 
     def __call__(
-        self, x_BTD: Tensor, rotary: Rotary, cache: LayerCache, mix_BTE: Tensor | None, *, last_only: bool
+        self,
+        x_BTD: Tensor,
+        rotary: Rotary,
+        cache: LayerCache,
+        mix_BTE: Tensor | None,
+        text_BTD: Tensor | None,
+        *,
+        last_only: bool,
     ) -> Tensor:
         """The residual stream after this layer; of each row's last position alone if last_only."""
         block = self._block
         asked = slice(-1, None) if last_only else slice(None)
         h_BTD = block.read("attn", x_BTD, mix_BTE)
-        attention_BTD = self._attention(h_BTD, rotary, cache, asked)
+        text_BTD = text_BTD[:, asked] if text_BTD is not None else None
+        attention_BTD = self._attention(h_BTD, rotary, cache, asked, text_BTD)
         mix_BTE = mix_BTE[:, asked] if mix_BTE is not None else None
         before_BTD = x_BTD[:, asked]
         x_BTD = before_BTD + block.made("attn", attention_BTD, mix_BTE)
@@ -101,7 +109,10 @@ class _Layer:
             h_BTD = h_BTD[:, asked]
         else:
             h_BTD = block.read("ffn", before_BTD if block.parallel else x_BTD, mix_BTE)
-        ffn_BTD = self._ffn(h_BTD.flatten(0, 1)).view_as(x_BTD)
+        x_ND = h_BTD.flatten(0, 1)
+        text_ND = text_BTD.flatten(0, 1) if text_BTD is not None else None
+        y_ND = self._ffn(x_ND, text_ND) if isinstance(self._ffn, _FFNExperts) else self._ffn(x_ND)
+        ffn_BTD = y_ND.view_as(x_BTD)
         return x_BTD.add_(block.made("ffn", ffn_BTD, mix_BTE))
 
 
@@ -132,9 +143,14 @@ class _Attention:
             self._all = BiasedProduct(torch.cat((w_q, w_k, w_v)), _in_a_row(b_q, b_k, b_v), layout)
             self._output = Product(module.w_o.flatten(0, -2).T, layout)
 
-    def __call__(self, h_BTD: Tensor, rotary: Rotary, cache: LayerCache, asked: slice) -> Tensor:
-        """The output at the positions asked for; all go into the cache."""
-        gate_BTE, turn = self._gates(h_BTD[:, asked]), rotary_at(self._config, self._module.layer, rotary)
+    def __call__(
+        self, h_BTD: Tensor, rotary: Rotary, cache: LayerCache, asked: slice, text_BTD: Tensor | None
+    ) -> Tensor:
+        """The output at the positions asked for, of which the text so far is given; all go into the cache."""
+        gate_BTE, turn = (
+            self._gates(router_reads(h_BTD[:, asked], text_BTD)),
+            rotary_at(self._config, self._module.layer, rotary),
+        )
         if self._leaves_out:
             assert gate_BTE is not None, "only a mixture leaves experts out"
             return self._biased(self._of_some(h_BTD, gate_BTE, turn, cache, asked), gate_BTE)
@@ -159,12 +175,12 @@ class _Attention:
             return y_BTD
         return y_BTD + (b_o if gate_BTE is None else gate_BTE @ b_o)
 
-    def _gates(self, h_BTD: Tensor) -> Tensor | None:
+    def _gates(self, read_BTR: Tensor) -> Tensor | None:
         module = self._module
         if not isinstance(module, MixtureOfAttention):
             return None
-        routing = route(router_logits(h_BTD, module.router), module.experts, bias_E=module.router_bias)
-        return module.gates(routing).to(h_BTD.dtype)
+        routing = route(router_logits(read_BTR, module.router), module.experts, bias_E=module.router_bias)
+        return module.gates(routing).to(module.w_o.dtype)
 
     def _turn(self, x_BTHC: Tensor, scale_R: Tensor | None, rotary: Rotary | None) -> Tensor:
         """QK-norm and rotary embedding, where there are such."""
@@ -210,9 +226,9 @@ class _FFNExperts:
         self._experts = expert_products(module, layout)
         self._shared = ffn_product(module.shared, layout) if module.shared is not None else None
 
-    def __call__(self, x_ND: Tensor) -> Tensor:
+    def __call__(self, x_ND: Tensor, text_ND: Tensor | None) -> Tensor:
         module = self._module
-        logits_NE = router_logits(x_ND, module.router)
+        logits_NE = router_logits(router_reads(x_ND, text_ND), module.router)
         routing = route(logits_NE, module.experts, bias_E=module.router_bias, balance_E=module.balance_bias)
         weights_NK = (module.gain * routing.weights_NK).to(x_ND.dtype)
         y_ND = (self._of_one if len(x_ND) == 1 else self._of_many)(x_ND, routing.experts_NK, weights_NK)

@@ -70,23 +70,30 @@ class LM(nn.Module):
         config, n_time = self.config, tokens_BT.shape[1]
         end = n_time + (cache.length if cache is not None else 0)
         assert end <= config.max_seq_len, f"{end} positions; max_seq_len is {config.max_seq_len}"
-        x_BTD, mix_BTE = self.start(tokens_BT, cache)
+        x_BTD, mix_BTE, text_BTD = self.start(tokens_BT, cache)
         cos, sin = rotary_of(config, x_BTD.dtype, x_BTD.device)
         positions = cache.positions(n_time) if cache is not None else slice(n_time)
         rotary = (cos[positions], sin[positions])
         routing = []
         for i, block in enumerate(self.blocks):
-            x_BTD, layer_routing = block(x_BTD, rotary, cache.layers[i] if cache is not None else None, noise, mix_BTE)
+            layer_cache = cache.layers[i] if cache is not None else None
+            x_BTD, layer_routing = block(x_BTD, rotary, layer_cache, noise, mix_BTE, text_BTD)
             routing.append(layer_routing)
         return Output(self.norm(x_BTD, mix_BTE), tuple(routing) if config.is_mixture else (), mix_BTE)
 
-    def start(self, tokens_BT: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor | None]:
-        """The residual stream before the first layer, and the mix of what is shared; the cache takes the text in."""
-        if self.shared is None:
-            return scaled_embeddings(self.config, self.embed.embed(tokens_BT)), None
+    def start(self, tokens_BT: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The residual stream before the first layer; the mix of what is shared; the text so far, if routers read it.
+
+        The cache takes the text in.
+        """
+        if not self.config.reads_text:
+            return scaled_embeddings(self.config, self.embed.embed(tokens_BT)), None, None
         e_BTED = embed_each(tokens_BT, self.embed.weight)
-        mix_BTE = self.shared(text_so_far(e_BTED, cache))
-        return scaled_embeddings(self.config, mix_embeddings(e_BTED, mix_BTE)), mix_BTE
+        text_BTD = text_so_far(e_BTED, cache)
+        mix_BTE = self.shared(text_BTD) if self.shared is not None else None
+        x_BTD = mix_embeddings(e_BTED, mix_BTE) if mix_BTE is not None else e_BTED.squeeze(2)
+        for_routers = text_BTD if self.config.router_input == "text" else None
+        return scaled_embeddings(self.config, x_BTD), mix_BTE, for_routers
 
     def logits(self, hidden_BTD: Tensor, mix_BTE: Tensor | None = None) -> Tensor:
         """logits_BTV under the output embedding, which is the input embedding when tied.

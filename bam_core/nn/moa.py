@@ -34,7 +34,7 @@ from bam_core.nn.attention import (
     scores_of,
 )
 from bam_core.nn.layers import empty
-from bam_core.nn.routing import Routing, dense_gate, route, router_logits, straight_through
+from bam_core.nn.routing import Routing, dense_gate, route, router_logits, router_reads, straight_through
 
 
 class MixtureOfAttention(nn.Module):
@@ -62,14 +62,18 @@ class MixtureOfAttention(nn.Module):
         self.b_k = empty(*E_k, kv_rows) if biased else None
         self.b_v = empty(*E_v, kv_rows) if biased else None
         self.b_o = empty(*E, d) if config.o_bias else None
-        self.router = empty(*E, d)
+        self.router = empty(*E, config.router_width)
         self.softness = 0.0
         self.router_bias = None
         if experts.router_bias:
             self.router_bias = nn.Parameter(torch.empty(E), requires_grad=False)
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary, cache: LayerCache | None = None) -> tuple[Tensor, Routing]:
-        routing = route(router_logits(x_BTD, self.router), self.experts, bias_E=self.router_bias)
+    def forward(
+        self, x_BTD: Tensor, rotary: Rotary, cache: LayerCache | None = None, text_BTD: Tensor | None = None
+    ) -> tuple[Tensor, Routing]:
+        """The output, and the routing. text_BTD: the text so far, where the router reads it."""
+        logits_BTE = router_logits(router_reads(x_BTD, text_BTD), self.router)
+        routing = route(logits_BTE, self.experts, bias_E=self.router_bias)
         turn = rotary_at(self.config, self.layer, rotary)
         q_BTHC = project_rotary(x_BTD, self.w_q, self.q_norm, turn, self.config, self.b_q)
         k_BTGC = project_rotary(x_BTD, self.w_k, self.k_norm, turn, self.config, self.b_k)

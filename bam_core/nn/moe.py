@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bam_core.config import FFNExperts, ModelConfig
 from bam_core.nn.grouped import grouped_product, grouped_swiglu, places_of
 from bam_core.nn.layers import ACTIVATIONS, dense_ffn, empty, gate_linear, hidden
-from bam_core.nn.routing import Noise, Routing, expert_counts, route, router_logits, straight_through
+from bam_core.nn.routing import Noise, Routing, expert_counts, route, router_logits, router_reads, straight_through
 
 
 def grouped_linear(x_ND: Tensor, w_ERD: Tensor, counts_E: Tensor, bias_ER: Tensor | None = None) -> Tensor:
@@ -87,13 +87,18 @@ class MixtureOfExperts(nn.Module):
         self.b_up = empty(*shape[:2]) if config.ffn_bias else None
         self.b_down = empty(E, D) if config.ffn_bias else None
         self.shared = dense_ffn(config) if experts.shared_expert else None
-        self.router = empty(E, D)
+        self.router = empty(E, config.router_width)
         self.router_bias = nn.Parameter(torch.empty(E), requires_grad=False) if experts.router_bias else None
         self.balance_bias = nn.Parameter(torch.empty(E), requires_grad=False) if experts.balance == "bias" else None
 
-    def forward(self, x_BTD: Tensor, noise: Noise | None = None) -> tuple[Tensor, Routing]:
-        """The output, and the routing with the gain in its weights. noise: for `sample_top1` in training."""
-        routing = self._route(x_BTD, noise)
+    def forward(
+        self, x_BTD: Tensor, noise: Noise | None = None, text_BTD: Tensor | None = None
+    ) -> tuple[Tensor, Routing]:
+        """The output, and the routing with the gain in its weights.
+
+        noise: for `sample_top1` in training. text_BTD: the text so far, where the router reads it.
+        """
+        routing = self._route(router_reads(x_BTD, text_BTD), noise)
         gained = replace(routing, weights_NK=self.gain * routing.weights_NK)
         if self.experts.dense_router_gradient and self.training:
             y_BTD = self._all_experts(x_BTD, self.gain * straight_through(routing))
@@ -101,12 +106,12 @@ class MixtureOfExperts(nn.Module):
             y_BTD = self._chosen_experts(x_BTD, gained)
         return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD)[0], gained
 
-    def _route(self, x_BTD: Tensor, noise: Noise | None) -> Routing:
+    def _route(self, read_BTR: Tensor, noise: Noise | None) -> Routing:
         experts, noise_BTE = self.experts, None
         if noise is not None and experts.gate == "sample_top1":
-            noise_BTE = noise.gumbel(self.layer, x_BTD.shape[1], experts.n_experts, x_BTD.device)
+            noise_BTE = noise.gumbel(self.layer, read_BTR.shape[1], experts.n_experts, read_BTR.device)
         routing = route(
-            router_logits(x_BTD, self.router),
+            router_logits(read_BTR, self.router),
             experts,
             bias_E=self.router_bias,
             balance_E=self.balance_bias,

@@ -40,6 +40,13 @@ class Routing:
         return self.probs_NE.shape[-1]
 
 
+def router_reads(x_BTD: Tensor, text_BTD: Tensor | None) -> Tensor:
+    """What the router of a branch reads: the token, and beside it the text so far where the model gives it that."""
+    if text_BTD is None:
+        return x_BTD
+    return torch.cat((x_BTD.to(text_BTD.dtype), text_BTD), -1)
+
+
 def router_logits(x_ND: Tensor, router_ED: Tensor) -> Tensor:
     """x W_r^T in float32 or wider, whatever the model computes in."""
     wide = torch.promote_types(torch.promote_types(x_ND.dtype, router_ED.dtype), torch.float32)

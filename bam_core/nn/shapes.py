@@ -94,7 +94,7 @@ def _attention_shapes(config: ModelConfig, layer: int) -> dict[str, Shape]:
     }
     shapes = {name: known[name] for name in attention_names(config)}
     if experts:
-        shapes["router"] = (*E, D)
+        shapes["router"] = (*E, config.router_width)
         if experts.router_bias:
             shapes["router_bias"] = E
     return shapes
@@ -109,7 +109,7 @@ def _ffn_shapes(config: ModelConfig, layer: int) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {name: (E, *_ffn_shape(name, D, F // experts.split)) for name in names}
     if experts.shared_expert:
         shapes |= {f"shared.{name}": _ffn_shape(name, D, F) for name in names}
-    shapes["router"] = (E, D)
+    shapes["router"] = (E, config.router_width)
     if experts.router_bias:
         shapes["router_bias"] = (E,)
     if experts.balance == "bias":

@@ -12,7 +12,7 @@ from math import sqrt
 from typing import Any, Literal
 
 from bam_core.config import AttentionExperts, FFNExperts, ModelConfig, SharedExperts
-from bam_core.config.fields import identity, is_positive
+from bam_core.config.fields import choice, identity, is_positive
 from bam_core.errors import InvalidInput, Problem, nearest
 from bam_core.upcycle.compat import config_problems
 from bam_core.upcycle.rules import FITTED_INITS, ROUTER_INITS, rules_for, start_factor
@@ -41,7 +41,8 @@ class Variant:
     """`merged` merges a part over the dense models, as `merge` says, instead of keeping it as experts.
 
     router_std: of a new router's entries; `zero` does without. shared: what is no branch (embedding, norms, head) kept
-    of every dense model and mixed by a router of the text so far (`routed`, in JSON, for its defaults).
+    of every dense model and mixed by a router of the text so far (`routed`, in JSON, for its defaults). router_input:
+    what the routers of attention and FFN experts read, as in `ModelConfig`.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Variant:
     router_std: float = 0.02
     merge: MergeSpec = field(default_factory=MergeSpec)
     shared: Literal["merged"] | SharedExperts = "merged"
+    router_input: Literal["token", "text"] = "token"
 
     def problems(self) -> Iterator[Problem]:
         """What is wrong before the dense models are known; `mixture_config` finds the rest."""
@@ -61,6 +63,9 @@ class Variant:
         if self.router_init not in ROUTER_INITS:
             remedy = nearest(str(self.router_init), ROUTER_INITS)
             yield Problem("router_init", self.router_init, f"must be one of {', '.join(ROUTER_INITS)}", remedy)
+        yield from choice("router_input", self.router_input, ("token", "text"))
+        if self.router_input == "text" and self.attention == self.ffn == "merged":
+            yield Problem("router_input", "text", "no branch has experts, so none has a router", "leave it out")
         if not is_positive(self.router_std):
             yield Problem(
                 "router_std", self.router_std, "must be above 0", "router_init: zero starts all experts equal"
@@ -80,9 +85,11 @@ class Variant:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Every field; `shared` where it is routed, so that what was written before it was a field stays as it is."""
+        """Every field; the last two where they are not at their default, so that what was written before they were
+        fields stays as it is."""
         found = asdict(self)
-        return {name: found[name] for name in found if name != "shared" or self.shared != "merged"}
+        default = {"shared": "merged", "router_input": "token"}
+        return {name: value for name, value in found.items() if name not in default or value != default[name]}
 
     def identity(self) -> dict[str, Any]:
         """What a key is made of: `to_json` without what is at its default. `from_json` reads both."""
@@ -193,6 +200,7 @@ def mixture_config(dense: ModelConfig, experts: Sequence[str], variant: Variant)
         attention=None if attention == "merged" else _attention_experts(attention, sources),
         ffn=None if ffn == "merged" else _ffn_experts(ffn, sources, dense.n_layers),
         shared=None if variant.shared == "merged" else variant.shared,
+        router_input=variant.router_input,
     )
     target = replace(target, experts=sources if target.is_mixture else ()).checked(where)
     if ffn != "merged" and ffn.scale == "gate":

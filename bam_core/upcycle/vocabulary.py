@@ -161,7 +161,7 @@ class Rows:
 
     @property
     def as_they_are(self) -> bool:
-        return len(self.own) == self.held and not self.others and all(row == i for i, row in enumerate(self.own))
+        return not self.others and list(self.own) == list(range(self.held))
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,10 @@ def common_vocabulary(models: Mapping[str, tuple[Vocabulary, int]], rule: Rule) 
     size = max(seed_rows, seed.size + len(added))
     by_id = {index: token for token, index in ids.items()}
     known = models if rule == "union" else {first: models[first]}
-    rows = {name: _rows(models[name], known, by_id, size) for name in models}
+    rows = {
+        name: Rows(range(size), {}, held) if held == size and own.ids == ids else _rows((own, held), known, by_id, size)
+        for name, (own, held) in models.items()
+    }
     return Common(rule, size, ids, added, rows)
 
 

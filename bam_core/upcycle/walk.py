@@ -23,6 +23,7 @@ from bam_core.nn.attention import Rotary
 from bam_core.nn.block import Block, Branch, norm_after, norm_before, residual_norm
 from bam_core.nn.layers import rotary_of
 from bam_core.nn.losses import next_token_loss
+from bam_core.nn.routing import router_reads
 from bam_core.nn.shapes import Shape
 from bam_core.nn.shared import (
     embed_each,
@@ -63,18 +64,22 @@ class Walk:
         self._spans = {name: slice(starts[i], starts[i + 1]) for i, name in enumerate(rows)}
         tokens_BT = torch.cat(list(rows.values()))
         self.mix_BTE: Tensor | None = None
-        if config.shared is None:
-            x_BTD = F.embedding(tokens_BT, tensors("embed.weight"))
+        self.text_BTD: Tensor | None = None
+        if config.reads_text:
+            x_BTD = self._reading_text(tokens_BT, at_shared)
         else:
-            x_BTD = self._mixed_embeddings(tokens_BT, at_shared)
+            x_BTD = F.embedding(tokens_BT, tensors("embed.weight"))
         self.x_BTD = scaled_embeddings(config, x_BTD)
 
-    def _mixed_embeddings(self, tokens_BT: Tensor, at_shared: Callable[[dict[str, Tensor]], None] | None) -> Tensor:
-        """x_BTD, the vectors of all dense models for CHUNK_TOKENS tokens at a time; sets the mix."""
+    def _reading_text(self, tokens_BT: Tensor, at_shared: Callable[[dict[str, Tensor]], None] | None) -> Tensor:
+        """x_BTD, of CHUNK_TOKENS tokens at a time the vectors of all dense models; sets the text so far and the mix."""
         shared, weight = self.config.shared, self.tensors("embed.weight")
-        assert shared is not None, "nothing is shared by routing"
         parts = torch.split(tokens_BT, max(1, CHUNK_TOKENS // tokens_BT.shape[1]))
         text_BTD = torch.cat([text_so_far(embed_each(part_BT, weight)) for part_BT in parts])
+        if self.config.router_input == "text":
+            self.text_BTD = text_BTD
+        if shared is None:
+            return F.embedding(tokens_BT, weight)
         if at_shared is not None:
             at_shared(self.split(text_BTD))
         mix_BTE = shared_mix(text_BTD, self.tensors("shared.router"), shared)
@@ -87,8 +92,8 @@ class Walk:
         return {name: x_BTD[span] for name, span in self._spans.items()}
 
     def advance(self, layer: int, at_branch: Callable[[int, Branch, Tensor], None] | None = None) -> None:
-        """Through one layer, wired as in `Block`. at_branch: sees what a branch will read, before its tensors are
-        asked for, and may still change them and `config`."""
+        """Through one layer, wired as in `Block`. at_branch: sees what a branch's router will read, before its tensors
+        are asked for, and may still change them and `config`."""
         h_BTD = self._read(layer, "attn")
         of_ffn_BTD = None
         if self.config.residual == "parallel":
@@ -105,9 +110,9 @@ class Walk:
         self, layer: int, part: Branch, h_BTD: Tensor, at_branch: Callable[[int, Branch, Tensor], None] | None
     ) -> None:
         if at_branch is not None:
-            at_branch(layer, part, h_BTD)
+            at_branch(layer, part, router_reads(h_BTD, self.text_BTD))
         norm = norm_after(self.config, part)
-        for rows, y_BTD in branch_output(self.config, layer, part, self.tensors, h_BTD):
+        for rows, y_BTD in branch_output(self.config, layer, part, self.tensors, h_BTD, self.text_BTD):
             if norm is not None:
                 mix_BTE = self.mix_BTE[rows] if self.mix_BTE is not None else None
                 y_BTD = self._normed(f"blocks.{layer}.{norm}", y_BTD, mix_BTE)
@@ -144,15 +149,21 @@ class Walk:
 
 
 def branch_output(
-    config: ModelConfig, layer: int, part: Branch, tensors: Tensors, h_BTD: Tensor
+    config: ModelConfig, layer: int, part: Branch, tensors: Tensors, h_BTD: Tensor, text_BTD: Tensor | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
-    """What one branch makes of its input, a few rows at a time: which rows, and y_BTD of them."""
+    """What one branch makes of its input, a few rows at a time: which rows, and y_BTD of them.
+
+    text_BTD: for a router that reads the text so far; without it, one that reads the token alone is asked for.
+    """
     module = _branch(config, layer, part, tensors)
     n_rows = max(1, CHUNK_TOKENS // h_BTD.shape[1])
-    more = (rotary(config, h_BTD), None) if part == "attn" else ()
+    is_mixture = (config.attention_at(layer) if part == "attn" else config.ffn_at(layer)) is not None
+    no_noise = (None,) if is_mixture else ()
+    more = (rotary(config, h_BTD), None) if part == "attn" else no_noise
     for start in range(0, len(h_BTD), n_rows):
         rows = slice(start, start + n_rows)
-        yield rows, module(h_BTD[rows], *more)[0]
+        text = (text_BTD[rows],) if is_mixture and text_BTD is not None else ()
+        yield rows, module(h_BTD[rows], *more, *text)[0]
 
 
 def rotary(config: ModelConfig, x_BTD: Tensor) -> Rotary:

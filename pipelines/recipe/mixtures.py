@@ -98,6 +98,7 @@ class Variant(Part):
     shared: Annotated[
         Annotated[Literal["merged", "routed"], Tag("word")] | Annotated[SharedVariant, Tag("keys")], _word_or("keys")
     ] = "merged"
+    router_input: Literal["token", "text"] = "token"
     train: (
         Annotated[Annotated[bool, Tag("word")] | Annotated[VariantTrain, Tag("keys")], _train_or_not] | None
     ) = None

@@ -187,6 +187,7 @@ CONFIGS = {
     "layers": mixture(AttentionExperts(N, N, layers=(1,)), FFNExperts(N, layers=(0, 2), soft_layers=(0,))),
     "split": mixture(None, FFNExperts(2 * N, 3, split=2, shared_expert=True)),
     "shared routed": mixture(AttentionExperts(N, N), FFNExperts(N), shared=SharedExperts()),
+    "text routers": mixture(AttentionExperts(N, N), FFNExperts(N), router_input="text"),
     "shared routed, sequential, untied": mixture(
         None, FFNExperts(N), shared=SharedExperts(), residual="sequential", tie_embeddings=False
     ),

@@ -71,6 +71,13 @@ CONFIGS = {
     "top-1 attention": mixture(AttentionExperts(3, 1), None, replace(TURNED, qk_norm=True)),
     "top-2 shared": mixture(AttentionExperts(3, 2, "shared", router_bias=True), None),
     "top-2 value_only": mixture(AttentionExperts(3, 2, "value_only"), None),
+    "text routers": replace(mixture(AttentionExperts(3, 3), FFNExperts(3, 2)), router_input="text"),
+    "text routers, top-1": replace(mixture(AttentionExperts(3, 1), FFNExperts(3)), router_input="text"),
+    "text routers, shared routed": replace(
+        mixture(AttentionExperts(3, 3, "value_only"), FFNExperts(3), COHERE),
+        router_input="text",
+        shared=SharedExperts(),
+    ),
     "threshold": mixture(AttentionExperts(3, 3, threshold=0.3), None),
     "threshold, shared": mixture(AttentionExperts(3, 3, "shared", threshold=0.3), None, replace(DENSE, qk_norm=True)),
     "one layer": mixture(

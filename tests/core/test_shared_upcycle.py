@@ -59,6 +59,8 @@ BTX = replace(
 KINDS = {
     "bam": BAM,
     "btx": BTX,
+    "text routers": replace(BAM, router_input="text"),
+    "text routers, btx": replace(BTX, router_input="text"),
     "soft head": replace(BAM, shared=SharedExperts(head="soft", temperature=2.0)),
     "norms": replace(BAM, shared=SharedExperts(embed="merged", head="merged")),
     "head": replace(BTX, shared=SharedExperts(embed="merged", norms="merged")),
@@ -89,8 +91,8 @@ def mixed(variant: Variant, sources: Mapping[str, InMemory], config: ModelConfig
     target = mixture_config(config, NAMES, variant)
     rows = rules_for(variant, target)
     routers = {
-        name: torch.randn(len(tensor_rows), config.d_model)
-        for name, tensor_rows in ((n, p) for n, p in LM(target).named_parameters() if n.endswith(".router"))
+        name: torch.randn(router.shape)
+        for name, router in ((n, p) for n, p in LM(target).named_parameters() if n.endswith(".router"))
     }
     return dict(upcycle(target, rows, sources, 7, fitted=Fitted(routers)))
 
