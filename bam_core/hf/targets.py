@@ -18,7 +18,7 @@ from bam_core.errors import InvalidInput, Problem, UsageError, nearest
 from bam_core.hf.classes import CLASSES
 from bam_core.hf.families import FAMILIES, Family
 from bam_core.hf.moves import Move
-from bam_core.hf.to_bam import ARCHITECTURE, bam_config, bam_moves
+from bam_core.hf.to_bam import ARCHITECTURE, bam_config, bam_moves, unknown_problems
 from bam_core.hf.to_classes import Class
 
 AUTO = "auto"
@@ -51,12 +51,12 @@ def choose(config: ModelConfig, source: TensorSource, to: str = AUTO, dtype: tor
     """
     require_fitting(config, to)
     if to == BAM:
-        return _bam(config, "asked for", {})
+        return _bam(config, "as asked for", {})
     if to != AUTO:
         if problems := _value_problems(to, config, source):
             raise InvalidInput(f"an export to {to}", [_with_remedy(problem) for problem in problems])
         notes = [_in_words(problem) for problem in _dtype_problems(to, config, source, dtype)]
-        return _target(to, config, "asked for", {}, tuple(notes))
+        return _target(to, config, "as asked for", {}, tuple(notes))
     refused: dict[str, Problem] = {}
     for name in _candidates(config):
         problem = next(_every_problem(name, config, source, dtype), None)
@@ -183,6 +183,8 @@ def _training_notes(name: str, config: ModelConfig) -> Iterator[str]:
 
 
 def _bam(config: ModelConfig, reason: str, refused: Mapping[str, Problem]) -> Target:
+    if new := unknown_problems(config):
+        raise InvalidInput("an export", new)
     for part in ("attention", "ffn"):
         experts = getattr(config, part)
         if experts is not None and "." in experts.gate and experts.top_k < experts.n_experts:

@@ -5,11 +5,13 @@ Queries and keys are written with rotary pairs as halves, whatever they were, so
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from bam_core.config import ModelConfig
+from bam_core.errors import Problem
 from bam_core.hf import moves
 from bam_core.hf.moves import Move
 from bam_core.nn.shapes import Shape, tensor_shapes
@@ -30,7 +32,7 @@ _AS_THEY_ARE = (
     *("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "max_seq_len", "residual"),
     *("norms", "parallel_norms", "norm", "norm_eps", "norm_bias", "qkv_bias", "o_bias", "ffn_bias", "head_bias"),
     *("activation", "gated", "rope_theta", "rotary_frac", "window", "embed_scale", "logit_scale", "logit_softcap"),
-    *("attention_softcap", "attention_scale"),
+    *("attention_softcap", "attention_scale", "router_input"),
 )
 _SAID_OTHERWISE = frozenset({
     *("tie_embeddings", "qk_norm", "qk_norm_over", "rotary_pairs", "attention", "ffn", "experts", "shared", "d_head"),
@@ -38,10 +40,21 @@ _SAID_OTHERWISE = frozenset({
 })  # fmt: skip
 
 
+_EXPERTS = frozenset({
+    *("n_experts", "top_k", "gate", "slots", "layers", "router_bias", "dense_router_gradient"),
+})  # fmt: skip
+_OF_PARTS: Mapping[str, frozenset[str]] = {
+    "attention": _EXPERTS | {"kv", "threshold"},
+    "ffn": _EXPERTS | {"soft_layers", "split", "shared_expert", "capacity_factor", "gain", "balance"},
+    "shared": frozenset({"embed", "norms", "head", "temperature", "head_gradient"}),
+    "rope_scaling": frozenset(
+        {"kind", "factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"},
+    ),
+}
+
+
 def bam_config(config: ModelConfig) -> dict[str, Any]:
     """The fields of `BamConfig`, and where transformers finds the classes."""
-    unsaid = asdict(config).keys() - _SAID_OTHERWISE - set(_AS_THEY_ARE)
-    assert not unsaid, f"fields of a model that its export would not have: {sorted(unsaid)}"
     parts = {part: getattr(config, part) for part in ("attention", "ffn", "shared", "rope_scaling")}
     found = {part: asdict(value) if value is not None else None for part, value in parts.items()}
     return {
@@ -61,6 +74,30 @@ def bam_config(config: ModelConfig) -> dict[str, Any]:
         "experts": list(config.experts),
         "tie_word_embeddings": not config.has_head,
     }
+
+
+def unknown_problems(config: ModelConfig) -> list[Problem]:
+    """Fields that the files do not know, where they are not at their default: what a model has since learned to be."""
+    known = _SAID_OTHERWISE | set(_AS_THEY_ARE)
+    return [*_new_fields(config, known), *unknown_parts(config)]
+
+
+def unknown_parts(config: ModelConfig) -> list[Problem]:
+    """The same of the parts of a config."""
+    parts = {part: getattr(config, part) for part in _OF_PARTS}
+    return [
+        problem.under(part)
+        for part, value in parts.items()
+        if value is not None
+        for problem in _new_fields(value, _OF_PARTS[part])
+    ]
+
+
+def _new_fields(part: Any, known: frozenset[str]) -> Iterator[Problem]:
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if field.name not in known and value != field.default:
+            yield Problem(field.name, value, "is something that exports do not know yet")
 
 
 def _in_lists(value: Any) -> Any:

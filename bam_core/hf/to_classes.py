@@ -14,15 +14,20 @@ from math import prod
 from typing import Any
 
 from bam_core.config import FFNExperts, ModelConfig
-from bam_core.config.block import OPTIONS
 from bam_core.config.experts import SUM_TO_ONE
 from bam_core.errors import Problem
 from bam_core.hf import moves
 from bam_core.hf.moves import Move
 from bam_core.hf.rope import RopeNames, write_rope
+from bam_core.hf.to_bam import unknown_parts
 from bam_core.nn.shapes import tensor_shapes
 
 DEFAULTS = {known.name: known.default for known in fields(ModelConfig)}
+ANY = frozenset({
+    *("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "max_seq_len", "norm_eps", "rope_theta"),
+    *("tie_embeddings", "rotary_pairs", "attention", "ffn", "experts", "shared", "layout_version"),
+})  # fmt: skip
+"""Fields of which a class can have all values, or that are looked at by themselves."""
 _MLP = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 
 
@@ -51,7 +56,12 @@ class Class:
 
     def problems(self, config: ModelConfig) -> list[Problem]:
         """Why a model of this config is none of this class: field, value and reason."""
-        return [*self._branch_problems(config), *self._option_problems(config), *self._layer_problems(config)]
+        return [
+            *unknown_parts(config),
+            *self._branch_problems(config),
+            *self._option_problems(config),
+            *self._layer_problems(config),
+        ]
 
     def _branch_problems(self, config: ModelConfig) -> Iterator[Problem]:
         name = self.architecture
@@ -76,9 +86,8 @@ class Class:
             yield Problem("ffn.layers", list(experts.layers), f"{name} has experts in every layer")
 
     def _option_problems(self, config: ModelConfig) -> Iterator[Problem]:
-        """Every field of a block is either named in `wanted` or at its default: a new one is refused by itself."""
-        block = ("residual", "norm", "qk_norm", "rotary_frac", *OPTIONS)
-        for name in block:
+        """A field is for all classes, named in `wanted`, or at its default: a new one is refused by itself."""
+        for name in [name for name in DEFAULTS if name not in ANY]:
             allowed = self.wanted.get(name, (DEFAULTS[name],))
             value = getattr(config, name)
             if allowed and value not in allowed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -121,11 +122,16 @@ def _answered(talk: Chat, text: str) -> None:
         click.secho(f"(without the first {talk.forgotten} {what}: the model reads no more)", dim=True)
     try:
         for piece in pieces:
-            click.echo(piece, nl=False)
+            click.echo(_printable(piece), nl=False)
         click.secho(" ..." if talk.ended == "length" else "", dim=True)
     except KeyboardInterrupt:
         pieces.close()
         click.secho(" (stopped)", dim=True)
+
+
+def _printable(text: str) -> str:
+    """What a model says may not steer the terminal: no control characters but the ends of lines."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 COMMANDS = (chat,)

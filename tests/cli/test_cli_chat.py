@@ -123,6 +123,15 @@ def test_at_a_terminal_answers_stream_and_ctrl_c_stops_one(bam, store, monkeypat
     assert talk.messages == []
 
 
+def test_what_a_model_says_does_not_steer_the_terminal(bam, store, monkeypatch):
+    escape = Tokenizer.from_str(TOKENIZER).encode("\x1b[2J").ids
+    coming = iter([*escape, *Tokenizer.from_str(TOKENIZER).encode("ok\n").ids])
+    monkeypatch.setattr("bam_core.nn.stream.pick_token", lambda *of: next(coming, 0))  # then the end of text
+    typed(monkeypatch, "the court")
+    ended = bam("chat", "seed", "--max-new-tokens", "20")
+    assert "\N{REPLACEMENT CHARACTER}[2Jok\n" in ended.out
+
+
 def test_ctrl_c_while_a_token_is_made_keeps_the_conversation(bam, store, monkeypatch):
     made = []
 

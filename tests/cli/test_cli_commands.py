@@ -198,6 +198,7 @@ PLAN = SimpleNamespace(
     warnings=["variants.bam: ffn.experts has copies"],
     data={},
     recipe={"name": "quickstart"},
+    plugins=(),
     pipeline=None,
 )
 

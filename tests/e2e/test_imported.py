@@ -99,6 +99,9 @@ def test_checkpoints_and_an_adapter_are_mixed_without_training(tmp_path: Path, p
     assert "expert.law" in here.bam("lineage", "mix.bam").out
     assert here.plan().actions().keys() == planned.actions().keys()
     assert set(here.plan().actions().values()) == {"reuse"}
+    checked = here.bam("check", "seed", "expert.code", "expert.law", "--json")
+    assert checked.status == 0, checked.err
+    assert checked.json["distances"].keys() == {"expert.code", "expert.law"}
     # Moving a checkpoint changes nothing; one other byte does.
     moved = (tmp_path / "code").rename(tmp_path / "elsewhere")
     recipe["domains"]["code"]["expert"] = {"import": str(moved)}

@@ -91,7 +91,7 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.fixture(params=["bam", "btx"])
+@pytest.fixture(params=["bam", pytest.param("btx", marks=pytest.mark.long)])
 def models(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
     """(our folder, its export), with code of its own and of a class of transformers."""
     config = replace({"bam": BAM, "btx": BTX}[request.param], vocab_size=320)

@@ -67,6 +67,8 @@ CASES: dict[str, ModelConfig] = {
         attention=AttentionExperts(3, 2, dense_router_gradient=True),
     ),
     "capacity": ffn(capacity_factor=0.5),
+    "routers read the text": replace(BAM, router_input="text", embed_scale=3.0),
+    "routers read the text, routed": replace(ROUTED, router_input="text", residual="sequential", window=4),
     "routed": ROUTED,
     "routed, soft head, untied": replace(ROUTED, shared=SharedExperts(head="soft"), tie_embeddings=False, **LAYER),
     "routed norms alone": replace(ROUTED, shared=SharedExperts(embed="merged", head="merged"), residual="sequential"),
@@ -137,7 +139,15 @@ def _compare_gradients(ours, theirs, tokens, agree: Agreement) -> None:
                 agree(module.router.weight.grad, router.grad, 100 * EXACT, "d router")
 
 
-@pytest.mark.parametrize("config", [BAM, ROUTED, CASES["window, routed"]], ids=["bam", "routed", "window"])
+GENERATING = {
+    "bam": BAM,
+    "routed": ROUTED,
+    "window": CASES["window, routed"],
+    "text": CASES["routers read the text"],
+}
+
+
+@pytest.mark.parametrize("config", GENERATING.values(), ids=GENERATING.keys())
 def test_generates_what_we_generate(config: ModelConfig, tmp_path: Path):
     """Several prompts at once, padded on the left; with a cache, without, and by beams."""
     ours, theirs, _ = exported(tmp_path, config, to="bam")

@@ -13,6 +13,7 @@ from agreement import EXACT, Agreement
 from bam_core.checkpoint import load_model, open_tensors, read_config, write_model
 from bam_core.config import AttentionExperts, FFNExperts, ModelConfig, RopeScaling, SharedExperts
 from bam_core.errors import InvalidInput, UsageError
+from bam_core.hf import to_bam
 from bam_core.hf.export import export_model
 from bam_core.hf.targets import choose
 from tests.export_kit import (
@@ -73,6 +74,7 @@ CASES: dict[str, tuple[str, ModelConfig]] = {
     "OLMoE, BTX's gate, biases": ("olmoe", replace(OLMOE, qkv_bias=True, o_bias=True)),
     "FlexOlmo": ("flex_olmo", replace(OLMOE, norms="after", ffn=PLAIN_GATE, tie_embeddings=False)),
     "Llama": ("llama", replace(DENSE, residual="sequential", tie_embeddings=False)),
+    "Cohere": ("cohere", replace(DENSE, norm="layer", rotary_pairs="interleaved", logit_scale=0.25)),
     "Qwen2": ("qwen2", replace(DENSE, residual="sequential", qkv_bias=True)),
 }
 
@@ -143,6 +145,7 @@ REFUSED: dict[str, tuple[str, ModelConfig, str]] = {
     "attention experts": ("mixtral", replace(BAM, residual="sequential"), "attention: '3 experts'"),
     "BAM's gate": ("mixtral", replace(SEQUENTIAL, ffn=PLAIN_GATE), "ffn.gate: 'softmax_topk'"),
     "routed": ("cohere2_moe", replace(BTX, shared=SharedExperts()), "shared: 'routed'"),
+    "routers of the text": ("cohere2_moe", replace(BTX, router_input="text"), "router_input: 'text'"),
     "wiring": ("mixtral", BTX, "residual: 'parallel'"),
     "norm": ("mixtral", replace(SEQUENTIAL, norm="layer"), "norm: 'layer'"),
     "activation": ("cohere2_moe", replace(BTX, activation="gelu"), "activation: 'gelu'"),
@@ -189,3 +192,17 @@ def test_a_plug_in_rule_has_no_code_to_carry(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(InvalidInput, match=r"attention.gate: 'acme.sharp': is a plug-in's"):
         export_model(source, tmp_path / "export")
     assert EXPERTS
+
+
+def test_what_is_new_is_refused_until_somebody_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A field that the files do not know would be left out in silence: of the model, of its experts."""
+    source = write_random(tmp_path / "source", replace(BTX, ffn=FFNExperts(3, 2, gate="topk_softmax", split=1)))
+    config, tensors = read_config(source), open_tensors(source)
+    monkeypatch.setattr("bam_core.hf.to_bam._AS_THEY_ARE", ("vocab_size",))
+    with pytest.raises(InvalidInput, match="d_model: 32: is something that exports do not know yet"):
+        choose(config, tensors, "bam")
+    monkeypatch.undo()
+    monkeypatch.setitem(to_bam._OF_PARTS, "ffn", frozenset({"n_experts", "top_k"}))  # type: ignore[index]
+    for to in ("bam", "cohere2_moe"):
+        with pytest.raises(InvalidInput, match=r"ffn.gate: 'topk_softmax': is something that exports do not know yet"):
+            choose(config, tensors, to)

@@ -56,7 +56,8 @@ def look(asked: Asked, seed: Checkpoint | None) -> Checkpoint:
         where = Problem("model.safetensors", None, "is missing", "give the folder that save_pretrained wrote")
         raise InvalidInput("there", [where])
     found = THERE[asked.source]
-    assert seed is None or seed.adapter is None
+    if found.adapter is not None and seed is None:
+        raise InvalidInput("there", [Problem("", asked.source, "is an adapter, and the seed is none")])
     return found
 
 

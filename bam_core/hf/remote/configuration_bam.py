@@ -30,7 +30,8 @@ class BamConfig(PretrainedConfig):
     ffn: {n_experts, top_k, gate, layers, soft_layers, split, shared_expert, capacity_factor, gain, balance,
     router_bias, dense_router_gradient}; each is of width d_ff / split.
     shared: {embed, norms, head, temperature, head_gradient}: what is kept of every dense model beside experts, and
-    mixed by a router of the text so far; None where it is one for all.
+    mixed by a router of the text so far; None where it is one for all. router_input: what the other routers read, the
+    `token`'s vector, or with `text` beside it the mean of the embeddings of the text so far.
 
     load_balancing_coef, z_loss_coef: factors of the router losses, which are added to the loss in training mode only.
     gumbel_temperature: of the noise by which the gate `sample_top1` chooses in training mode.
@@ -84,6 +85,7 @@ class BamConfig(PretrainedConfig):
     ffn: dict | None = None
     shared: dict | None = None
     experts: list | None = None
+    router_input: str = "token"
     load_balancing_coef: float = 0.01
     z_loss_coef: float = 0.001
     gumbel_temperature: float = 0.5

@@ -140,11 +140,14 @@ class BamRouter(nn.Module):
         super().__init__()
         n = experts["n_experts"]
         self.top_k, self.rule, self.temperature = experts["top_k"], experts["gate"], config.gumbel_temperature
-        self.weight = nn.Parameter(torch.zeros(n, config.d_model))
+        self.weight = nn.Parameter(torch.zeros(n, config.d_model * (2 if config.router_input == "text" else 1)))
         self.register_buffer("bias", torch.zeros(n) if experts.get("router_bias") else None)
         self.register_buffer("balance", torch.zeros(n) if experts.get("balance") == "bias" else None)
 
-    def forward(self, x_BTD):
+    def forward(self, x_BTD, text_BTD=None):
+        """text_BTD: the text so far, for a router that reads it."""
+        if text_BTD is not None:
+            x_BTD = torch.cat((x_BTD.to(text_BTD.dtype), text_BTD), -1)
         to = wide(torch.promote_types(x_BTD.dtype, self.weight.dtype))
         logits = F.linear(x_BTD.to(to), self.weight.to(to))
         logits = logits if self.bias is None else logits + self.bias.to(to)
@@ -237,7 +240,7 @@ class BamAttention(nn.Module):
         self.sliding_window = config.window if config.layer_types[layer] == "sliding_attention" else None
         self.num_key_value_groups = H // G * (n if self.kv == "shared" else 1)
 
-    def forward(self, x_BTD, cos_sin, attention_mask=None, past_key_values=None):
+    def forward(self, x_BTD, cos_sin, attention_mask=None, past_key_values=None, text_BTD=None):
         """The output, and attention probabilities where the implementation gives them."""
         heads = (*x_BTD.shape[:2], -1, self.config.head_dim)
         q = self._normed(self.q_proj(x_BTD), self.q_norm, self.config.n_heads).view(heads).transpose(1, 2)
@@ -260,7 +263,7 @@ class BamAttention(nn.Module):
         elif self.kv == "shared":
             o_BTHX = o_BTHX.unflatten(2, (G, n, -1)).transpose(2, 3)
         o_BTEX = o_BTHX.flatten(2).unflatten(2, (n, -1))
-        gate_BTE = self._gates(self.router(x_BTD)).to(o_BTEX.dtype)
+        gate_BTE = self._gates(self.router(x_BTD, text_BTD)).to(o_BTEX.dtype)
         y_BTD = self.o_proj((o_BTEX * gate_BTE.unsqueeze(-1)).flatten(2))
         return (y_BTD if self.o_bias is None else y_BTD + gate_BTE @ self.o_bias), probs
 
@@ -348,8 +351,8 @@ class BamSparseMLP(nn.Module):
         self.experts = BamExperts(config, experts)
         self.shared_expert = BamMLP(config) if experts.get("shared_expert") else None
 
-    def forward(self, x_BTD, mask_BT=None):
-        routing = self.router(x_BTD)
+    def forward(self, x_BTD, mask_BT=None, text_BTD=None):
+        routing = self.router(x_BTD, text_BTD)
         weights, chosen = self.gain * routing.weights_NK, routing.experts_NK
         if self.spec.get("capacity_factor") is not None and self.training:
             weights = self._within_capacity(weights, routing, mask_BT)
@@ -409,28 +412,35 @@ class BamHeads(nn.Module):
 
 
 class BamSharedRouter(nn.Module):
-    """mix_BTE, the part of each dense model in what they share, from the mean of a row's tokens so far."""
+    """mix_BTE, the part of each dense model in what they share, from `text_so_far`."""
 
     def __init__(self, config):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(len(config.experts), config.d_model))
-        self.temperature, self.place = config.shared["temperature"], config.n_layers
+        self.temperature = config.shared["temperature"]
 
-    def forward(self, e_BTED, mask_BT=None, cache=None):
-        to = wide(e_BTED.dtype)
-        token = e_BTED.to(to).mean(2)
-        token = F.rms_norm(token, token.shape[-1:], eps=LEAST_SQUARE)
-        real = torch.ones_like(token[..., :1]) if mask_BT is None else mask_BT.to(token.device, to).unsqueeze(-1)
-        total, count = (token * real).cumsum(1), real.cumsum(1)
-        if cache is not None:  # the sums so far lie behind the blocks' keys and values, in a layer of their own
-            while len(cache.layers) <= self.place:
-                cache.layers.append(DynamicLayer())
-            layer = cache.layers[self.place]
-            if layer.get_seq_length():
-                total, count = total + layer.keys[:, 0, -1:].to(to), count + layer.values[:, 0, -1:].to(to)
-            layer.update(total.unsqueeze(1), count.unsqueeze(1))
-        text = total / count.clamp(min=1)
-        return (F.linear(text, self.weight.to(to)) / self.temperature).softmax(-1)
+    def forward(self, text_BTD):
+        return (F.linear(text_BTD, self.weight.to(text_BTD.dtype)) / self.temperature).softmax(-1)
+
+
+def text_so_far(e_BTED, mask_BT=None, cache=None, place=0):
+    """m_BTD in float32 or wider: the mean of the vectors, at one length, of a row's tokens up to each.
+
+    place: of the layer of the cache, behind the blocks' keys and values, where the sums so far lie.
+    """
+    to = wide(e_BTED.dtype)
+    token = e_BTED.to(to).mean(2)
+    token = F.rms_norm(token, token.shape[-1:], eps=LEAST_SQUARE)
+    real = torch.ones_like(token[..., :1]) if mask_BT is None else mask_BT.to(token.device, to).unsqueeze(-1)
+    total, count = (token * real).cumsum(1), real.cumsum(1)
+    if cache is not None:
+        while len(cache.layers) <= place:
+            cache.layers.append(DynamicLayer())
+        layer = cache.layers[place]
+        if layer.get_seq_length():
+            total, count = total + layer.keys[:, 0, -1:].to(to), count + layer.values[:, 0, -1:].to(to)
+        layer.update(total.unsqueeze(1), count.unsqueeze(1))
+    return total / count.clamp(min=1)
 
 
 # --------------------------------------------------------------------------------------------------------- whole model
@@ -452,7 +462,9 @@ class BamBlock(GradientCheckpointingLayer):
         self.post_attention_norm = stream_norm(config) if after else None
         self.post_mlp_norm = stream_norm(config) if after else None
 
-    def forward(self, x_BTD, cos_sin, attention_mask=None, past_key_values=None, mix_BTE=None, mask_BT=None):
+    def forward(
+        self, x_BTD, cos_sin, attention_mask=None, past_key_values=None, mix_BTE=None, mask_BT=None, text_BTD=None
+    ):
         """The stream, attention probabilities, and of FFN experts the router's logits and who was chosen.
 
         All of it tensors, so that a checkpointed layer passes their gradients on.
@@ -462,18 +474,18 @@ class BamBlock(GradientCheckpointingLayer):
             return x if which is None else which(x, mix_BTE)
 
         h = norm(self.input_norm, x_BTD)
-        attention, probs = self.self_attn(h, cos_sin, attention_mask, past_key_values)
+        attention, probs = self.self_attn(h, cos_sin, attention_mask, past_key_values, text_BTD)
         if self.parallel:
-            ffn, *routing = self._ffn(h if self.mlp_norm is None else norm(self.mlp_norm, x_BTD), mask_BT)
+            ffn, *routing = self._ffn(h if self.mlp_norm is None else norm(self.mlp_norm, x_BTD), mask_BT, text_BTD)
             return x_BTD + attention + ffn, probs, *routing
         x_BTD = x_BTD + norm(self.post_attention_norm, attention)
-        ffn, *routing = self._ffn(norm(self.mlp_norm, x_BTD), mask_BT)
+        ffn, *routing = self._ffn(norm(self.mlp_norm, x_BTD), mask_BT, text_BTD)
         return x_BTD + norm(self.post_mlp_norm, ffn), probs, *routing
 
-    def _ffn(self, h, mask_BT):
+    def _ffn(self, h, mask_BT, text_BTD):
         if not isinstance(self.mlp, BamSparseMLP):
             return self.mlp(h), None, None
-        y, routing = self.mlp(h, mask_BT)
+        y, routing = self.mlp(h, mask_BT, text_BTD)
         return y, routing.logits_NE, routing.experts_NK
 
 
@@ -560,10 +572,11 @@ class BamModel(BamPreTrainedModel):
         if position_ids is None:
             position_ids = self._positions(attention_mask if mask_BT is not None else None, seen, n_time, x.device)
 
-        mix = None
+        mix = text = None
+        if self.shared_router is not None or config.router_input == "text":
+            text = text_so_far(x if x.ndim == 4 else x.unsqueeze(2), mask_BT, past_key_values, config.n_layers)
         if self.shared_router is not None:
-            each = x if x.ndim == 4 else x.unsqueeze(2)
-            mix = self.shared_router(each, mask_BT, past_key_values)
+            mix = self.shared_router(text)
             if x.ndim == 4:
                 x = (mix.unsqueeze(-2) @ x.to(mix.dtype)).squeeze(-2).to(x.dtype)
         x = x * config.embed_scale if config.embed_scale != 1 else x
@@ -579,6 +592,7 @@ class BamModel(BamPreTrainedModel):
                 past_key_values=past_key_values,
                 mix_BTE=mix,
                 mask_BT=mask_BT,
+                text_BTD=text if config.router_input == "text" else None,
             )
             states.append(x)
             probs.append(attention)
