@@ -75,6 +75,9 @@ def installed() -> list[Plugin]:
 def problems(path: str, group: str, name: str) -> Iterator[Problem]:
     """What is wrong with the use of a plug-in's name at `path`, without importing it."""
     found = _entries(group).get(name)
+    if found is None:  # it may have been installed since somebody looked, from a notebook
+        _entries.cache_clear()
+        found = _entries(group).get(name)
     if found is None:
         known = [f"{plugin.name} ({plugin.origin})" for plugin in installed() if plugin.group == group]
         close = nearest(name, _entries(group)) if known else "none is installed"

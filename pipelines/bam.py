@@ -112,14 +112,15 @@ def _in_order(stages: list[Stage]) -> tuple[Stage, ...]:
 
 def experts(recipe: Recipe) -> dict[str, str]:
     """Expert name -> the stage whose model it is, in stacking order (BAM, section 5.1: the seed is expert 1)."""
-    stages = {domain: f"expert.{domain}" for domain in recipe.domains} | {recipe.general: "seed"}
+    stages = {domain: f"expert.{domain}" for domain in recipe.domains}
+    stages |= {} if recipe.trains_general else {recipe.general: "seed"}
     return stages | {domain: adopted_name(expert) for domain, expert in recipe.adopted.items()}
 
 
 def model_configs(recipe: Recipe) -> dict[str, ModelConfig]:
     """Stage name -> the model that it makes."""
     dense = recipe.dense_config()
-    models = dict.fromkeys(experts(recipe).values(), dense)
+    models = dict.fromkeys(("seed", *experts(recipe).values()), dense)
     if recipe.has_dense:
         models["dense"] = dense
     for name in recipe.variants:
@@ -232,7 +233,7 @@ def _start(recipe: Recipe, name: str) -> dict[str, Any]:
         distil = recipe.distil[rest]
         attention = distil.sparser().to_json()
         return {"variant": distil.source, "attention": attention, "distil": distil.loss().identity()}
-    if kind == "expert" and rest in recipe.imported:
+    if kind == "expert" and rest in recipe.imported and rest != recipe.general:
         return {"domain": rest, "from": IMPORT}
     return {"expert": {"domain": rest}, "train": {"variant": rest}, "dense": {}}[kind]
 
@@ -244,7 +245,8 @@ def _start_inputs(recipe: Recipe, name: str) -> dict[str, str]:
     if kind == "distil":
         return {TEACHER: f"train.{recipe.distil[rest].source}"}
     imported_from = recipe.general if kind == "seed" else rest if kind == "expert" else None
-    if imported_from in recipe.imported:
+    is_branched = kind == "expert" and rest == recipe.general
+    if imported_from in recipe.imported and not is_branched:
         return {IMPORT: import_stage(recipe, imported_from)}
     return {"tokenizer": "tokenizer"} if kind == "seed" else {"seed": "seed"}
 

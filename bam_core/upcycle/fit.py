@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from bam_core.config import ModelConfig
-from bam_core.errors import Problem
+from bam_core.errors import InvalidInput, Problem
 from bam_core.nn.costs import cache_bytes_per_token, mixing_bytes, params_active, params_total
 from bam_core.upcycle.compat import config_problems
 from bam_core.upcycle.distance import RELATED, Distance
@@ -233,7 +233,10 @@ def _sizes(seed: Model, models: Sequence[Model], found: Fit) -> dict[str, Sizes]
     dense = replace(seed.config, vocab_size=found.vocabulary or seed.config.vocab_size)
     sizes = {}
     for name in MIXTURES:
-        mixture = mixture_config(dense, [model.name for model in models], VARIANTS[name])
+        try:
+            mixture = mixture_config(dense, [model.name for model in models], VARIANTS[name])
+        except InvalidInput:  # of a block that this kind of mixture has no form for
+            continue
         total = params_total(mixture)
         cache = cache_bytes_per_token(mixture)
         sizes[name] = Sizes(total, params_active(mixture), 2 * total, mixing_bytes(mixture), cache)

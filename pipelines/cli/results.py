@@ -36,7 +36,8 @@ def results(
     from pipelines.recipe import load_recipe
     from pipelines.results.page import between_marks, page, summary
 
-    shown = wiring.study_results([(name, load_recipe(name, overrides, look=shared.look)) for name in recipes], session.settings())
+    loaded = [(name, load_recipe(name, overrides, look=shared.look)) for name in recipes]
+    shown = wiring.study_results(loaded, session.settings())
     text = page(shown)
     if readme is not None:
         changed = between_marks(readme.read_text(), README_MARK, summary(shown))

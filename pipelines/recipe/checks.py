@@ -164,10 +164,18 @@ def _domains(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(f"{here}.valid_frac", domain.valid_frac, expected, "keep one of them")
         if isinstance(domain.expert, str):
             yield from _adopted(recipe, name)
-        elif index == 0 and domain.expert is not None:
-            given = {key: value for key, value in domain.expert.to_dict().items() if value is not None}
-            if given:
-                yield Problem(f"{here}.expert", given, SEED_IS_EXPERT, "set phases.seed")
+        elif domain.expert is not None:
+            yield from _own_expert(f"{here}.expert", domain.expert, is_first=index == 0)
+
+
+def _own_expert(here: str, expert: ExpertOverride, *, is_first: bool) -> Iterator[Problem]:
+    if not is_first and expert.train is not None:
+        expected = "is for the first domain, whose expert may be the seed; the others' are trained"
+        yield Problem(f"{here}.train", expert.train, expected, "leave it out")
+    elif is_first and not expert.train:
+        given = {key: value for key, value in expert.to_dict().items() if value not in (None, False)}
+        if given:
+            yield Problem(here, given, SEED_IS_EXPERT, "set phases.seed, or train: true for an expert beside the seed")
 
 
 def _adopted(recipe: Recipe, domain: str) -> Iterator[Problem]:
@@ -249,11 +257,9 @@ def _training(phase: Phase, recipe: Recipe, here: str) -> Iterator[Problem]:
 def _of_experts(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Where a domain says what its expert does differently -> what that is."""
     found = {}
-    for name, domain in list((recipe.domains or {}).items())[1:]:
+    for name, domain in (recipe.domains or {}).items():
         if domain is not None and isinstance(domain.expert, ExpertOverride):
-            given = domain.expert.to_dict().items()
-            changes = {key: value for key, value in given if value is not None and key not in FROM}
-            found[join("domains", name) + ".expert"] = changes
+            found[join("domains", name) + ".expert"] = domain.expert.changes()
     return found
 
 

@@ -102,23 +102,50 @@ def look_at_all(recipe: Any, look: Look) -> tuple[Imports | None, list[Problem]]
     general = next(iter(recipe.domains or {}), None)
     for name, place in wanted.items():
         try:
-            found[name] = look(place, seed)
+            made = look(place, seed)
         except InvalidInput as error:
             problems += [_at(place, problem) for problem in error.problems]
+            continue
+        if made.config.is_mixture:
+            expected = f"must be a dense model; it is a mixture of {', '.join(made.config.experts)}"
+            problems.append(Problem(place.path, place.source, expected, "extract one: bam expert extract"))
+            continue
+        found[name] = made
         seed = seed or found.get(general) if general is not None else None
     if seed is None:
         return None, problems
     problems += _of_other_shape(found, wanted)
-    rule: Rule = recipe.vocabulary or "refuse"
+    common, wrong = _common(found, recipe.vocabulary or "refuse")
+    imports = Imports(found, common)
+    problems += [replace(problem, path=wanted[problem.path].path) for problem in wrong]
+    problems += _without_tokenizer(imports, wanted)
+    return imports, problems
+
+
+def _common(found: Mapping[str, Checkpoint], rule: Rule) -> tuple[Common | None, list[Problem]]:
+    """The common vocabulary, if the seed brings a tokenizer, and what keeps models from it, each at the model's name.
+
+    A recipe that is wrong has a vocabulary all the same, so that the rest of it can be checked."""
     known = {n: (c.vocabulary, c.config.vocab_size) for n, c in found.items() if c.vocabulary is not None}
-    if general not in known:
-        return Imports(found), problems
+    if next(iter(found)) not in known:
+        return None, []
     first, *others = known
     wrong = list(vocabulary_problems(*known[first], {name: known[name] for name in others}, rule))
-    problems += [replace(problem, path=wanted[problem.path or first].path) for problem in wrong]
-    # A recipe that is wrong has a model all the same, so that the rest of it can be checked.
+    wrong = [replace(problem, path=problem.path or first) for problem in wrong]
     sound = {name: known[name] for name in known if name == first or name not in {p.path for p in wrong}}
-    return Imports(found, common_vocabulary(sound, rule if not wrong else "refuse")), problems
+    return common_vocabulary(sound, rule if not wrong else "refuse"), wrong
+
+
+def _without_tokenizer(imports: Imports, wanted: Mapping[str, Asked]) -> Iterator[Problem]:
+    """Embeddings of other sizes whose rows nothing names."""
+    size = imports.dense_config().vocab_size
+    for name, checkpoint in imports.found.items():
+        rows, is_known = checkpoint.config.vocab_size, checkpoint.vocabulary is not None
+        if rows != size and not (is_known and imports.common is not None):
+            expected = (
+                f"has {rows} rows of tokens where the others have {size}, and no tokenizer.json says which they are"
+            )
+            yield Problem(wanted[name].path, wanted[name].source, expected, "put the tokenizer.json into its folder")
 
 
 def _at(place: Asked, problem: Problem) -> Problem:

@@ -99,9 +99,7 @@ class Variant(Part):
         Annotated[Literal["merged", "routed"], Tag("word")] | Annotated[SharedVariant, Tag("keys")], _word_or("keys")
     ] = "merged"
     router_input: Literal["token", "text"] = "token"
-    train: (
-        Annotated[Annotated[bool, Tag("word")] | Annotated[VariantTrain, Tag("keys")], _train_or_not] | None
-    ) = None
+    train: Annotated[Annotated[bool, Tag("word")] | Annotated[VariantTrain, Tag("keys")], _train_or_not] | None = None
     like: Text | None = None
 
     def spec(self) -> dict[str, Any]:

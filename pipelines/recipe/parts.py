@@ -41,10 +41,18 @@ class Discover(Part):
 
 
 class ExpertOverride(Part):
-    """What one domain's expert does differently from `phases.expert`."""
+    """What one domain's expert does differently from `phases.expert`.
+
+    train: of the first domain, whether a copy of the seed is trained on it too; without, its expert is the seed itself.
+    """
 
     tokens: Count | None = None
     lr: Number | None = None
+    train: bool | None = None
+
+    def changes(self) -> dict[str, Any]:
+        """Fields of the phase -> their values here."""
+        return {name: getattr(self, name) for name in ("tokens", "lr") if getattr(self, name) is not None}
 
 
 class ImportedExpert(ExpertOverride):

@@ -19,6 +19,7 @@ from pipelines.recipe.parts import (
     Discover,
     Domain,
     Evaluate,
+    ExpertOverride,
     Export,
     ImportedExpert,
     ImportedSeed,
@@ -113,7 +114,14 @@ class Recipe(Part):
 
         The recipe may have holes."""
         there = {*self.adopted, *self.taken}
-        return tuple(domain for domain in tuple(self.domains or ())[1:] if domain not in there)
+        others = (domain for domain in tuple(self.domains or ())[1:] if domain not in there)
+        return (self.general, *others) if self.trains_general else tuple(others)
+
+    @property
+    def trains_general(self) -> bool:
+        """Whether the general domain has an expert of its own beside the seed. The recipe may have holes."""
+        first = next(iter((self.domains or {}).values()), None)
+        return first is not None and isinstance(first.expert, ExpertOverride) and first.expert.train is True
 
     @property
     def imported(self) -> tuple[str, ...]:
@@ -198,9 +206,8 @@ class Recipe(Part):
         phase = self.phases.expert
         own = self.domains[domain].expert
         assert not isinstance(own, str), f"the expert of {domain} is adopted, not trained"
-        override = {key: value for key, value in own.to_dict().items() if value is not None and key not in FROM}
         data = training_fields(phase.data, self.domains, own=domain)
-        return self._training(f"expert.{domain}", phase.model_copy(update=override), data)
+        return self._training(f"expert.{domain}", phase.model_copy(update=own.changes()), data)
 
     def mixture_training(self, own: DenseTrain | None = None) -> TrainConfig:
         """The training of every variant, but for its own keys: one seed for all, so they see the same batches."""

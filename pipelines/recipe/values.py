@@ -68,6 +68,7 @@ Workers = Annotated[
 ]
 """(fewest, most) processes of a worker group: equal unless it is elastic."""
 
+
 def parse_share(value: Any) -> tuple[int, int]:
     """Which of how many parts, from a list of the two. Raises ValueError."""
     if not isinstance(value, list | tuple) or len(value) != 2:

@@ -14,13 +14,13 @@ NEEDS = "pip install sentencepiece transformers protobuf, or convert it to a tok
 def fill_vocab_size(document: dict[str, Any]) -> list[Problem]:
     """Write `vocab_size` where it is not said; what is wrong with the file otherwise."""
     spec = document.get("tokenizer")
-    if not isinstance(spec, dict) or spec.get("kind") not in COUNTS or spec.get("vocab_size") is not None:
+    if not isinstance(spec, dict) or spec.get("vocab_size") is not None:
         return []
-    path = spec.get("path")
-    if not isinstance(path, str) or not path:
+    kind, path = spec.get("kind"), spec.get("path")
+    if not isinstance(kind, str) or kind not in COUNTS or not isinstance(path, str) or not path:
         return []
     try:
-        spec["vocab_size"] = COUNTS[spec["kind"]](Path(path).expanduser())
+        spec["vocab_size"] = COUNTS[kind](Path(path).expanduser())
     except OSError as error:
         reason = error.strerror or str(error)
         return [Problem("tokenizer.path", path, f"cannot be read: {reason}", f"give a local {FILES[spec['kind']]}")]
@@ -28,7 +28,7 @@ def fill_vocab_size(document: dict[str, Any]) -> list[Problem]:
         return [Problem("tokenizer.path", path, f"cannot be read here: {error}", NEEDS)]
     except (ValueError, KeyError, TypeError, AttributeError):
         libraries = {"file": "is not a tokenizer.json of the tokenizers library", "sentencepiece": "is no such model"}
-        return [Problem("tokenizer.path", path, libraries[spec["kind"]])]
+        return [Problem("tokenizer.path", path, libraries[kind])]
     return []
 
 

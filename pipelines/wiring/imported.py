@@ -27,8 +27,8 @@ def look(asked: Asked, seed: Checkpoint | None) -> Checkpoint:
     base = None
     if is_adapter(folder):
         if seed is None or seed.adapter is not None:
-            remedy = "import the base as phases.seed, or merge the adapter into it first"
-            expected = "is an adapter, and the seed is not the model that it was trained on"
+            remedy = "import as phases.seed the model that it was trained on, or merge it into that first"
+            expected = "is a LoRA adapter, to be merged into the imported seed, and there is none that can be read"
             raise InvalidInput(asked.path, [Problem("", asked.source, expected, remedy)])
         base = open_checkpoint(model_sources.folder(seed.place))
     opened = open_checkpoint(folder, base)

@@ -163,6 +163,24 @@ def test_what_no_longer_fits_is_left_out_from_the_start(store):
     assert ids[1:] == talk.form.prompt(talk.messages)[-31:]
 
 
+def test_with_a_template_whole_turns_are_left_out_and_the_system_message_stays(here: Path, store: ArtifactStore):
+    made(store, here, "seed", "e" * 64, files=[("chat_template.jinja", TEMPLATE)])
+    settings = wiring.Settings(store.uri)
+    talk = wiring.open_chat("seed@eeee", settings, wiring.Sampling(4, 0.0), system="sum")
+    for turn in range(4):
+        "".join(talk.answer(f"{turn} and 7 is a sum"))
+    kept = [talk.messages[0], *talk.messages[1 + talk.forgotten : -1]]
+    assert talk.forgotten in (2, 4, 6)
+    assert kept[1]["role"] == "user"
+    last = talk.messages.pop()  # the last answer was made of what was there before it
+    assert talk._prompt() == talk.form.prompt(kept)
+    assert len(talk._prompt()) <= 60
+    talk.messages.append(last)
+    with pytest.raises(UsageError, match="this model reads 64"):
+        talk.answer("a sum of 12 and 7 " * 20)
+    assert talk.messages[-1] == last
+
+
 def test_a_chat_template_is_used(folder: Path):
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"chat_template": [{"name": "default", "template": TEMPLATE}], "eos_token": {"content": "</s>"}})

@@ -203,6 +203,12 @@ def test_one_that_is_not_installed(acme: None) -> None:
         metric("acme.gone")
 
 
+def test_one_that_is_installed_while_the_process_runs(acme: None, tmp_path: Path) -> None:
+    assert list(FFNExperts(3, gate="later.rule").problems())
+    install(tmp_path, "bam-later", "1.0", {ROUTING_RULES: {"later.rule": "acme_sound:gate"}})
+    assert not list(FFNExperts(3, gate="later.rule").problems())
+
+
 def test_two_distributions_with_one_name(tmp_path: Path, visible: Visible) -> None:
     entries = {ROUTING_RULES: {"acme.same": "acme_sound:gate"}}
     visible(install(tmp_path / "one", "bam-acme", "0.3", entries, {"acme_sound": SOUND}))

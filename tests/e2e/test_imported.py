@@ -102,6 +102,8 @@ def test_checkpoints_and_an_adapter_are_mixed_without_training(tmp_path: Path, p
     checked = here.bam("check", "seed", "expert.code", "expert.law", "--json")
     assert checked.status == 0, checked.err
     assert checked.json["distances"].keys() == {"expert.code", "expert.law"}
+    mixed = here.bam("check", "seed", "mix.bam")
+    assert (mixed.status, "is a mixture of general, code, law" in mixed.out) == (1, True)
     # Moving a checkpoint changes nothing; one other byte does.
     moved = (tmp_path / "code").rename(tmp_path / "elsewhere")
     recipe["domains"]["code"]["expert"] = {"import": str(moved)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -60,6 +61,13 @@ def test_pipelines(run: Callable[..., str], tmp_path: Path) -> None:
     said = run("compare", tmp_path / "store")
     assert "lr 0.0015: made 0 of 13 stages" in said
     assert "lr 0.003: made 5 of 13 stages" in said
+
+
+def test_the_short_example_of_the_documentation(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (EXAMPLES.parent / "docs" / "python.md").read_text()
+    [code] = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "upcycle_models" in block]
+    exec(compile(code, "docs/python.md", "exec"), {})
+    assert "'law': {'max_abs_diff'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

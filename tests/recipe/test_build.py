@@ -188,3 +188,15 @@ def test_compute_matching_spends_the_cheapest_variants_flops() -> None:
         assert budget - one_batch < spent[name] <= budget or name == "dense"
         assert phase.tokens % phase.batch_tokens == 0
     assert phases["train.bam"].tokens < phases["train.btx"].tokens
+
+
+def test_the_general_domain_may_have_an_expert_of_its_own() -> None:
+    """A copy of the seed like any other; the seed is scored too, and stays what it was."""
+    own = bam.build(load_recipe("quickstart", ["domains.general.expert.train=true"]), DIGESTS)
+    assert own["expert.general"].inputs["seed"] == "seed"
+    assert own["expert.general"].config["phase"]["shares"] == {"general": 1.0}
+    assert own["mix.bam"].config["experts"][0] == ["general", "expert.general"]
+    assert {"seed", "expert.general"} <= set(own["evaluate"].config["models"])
+    assert own["evaluate"].config["ensemble"][0] == "expert.general"
+    reached = changed("domains.general.expert.train=true")
+    assert reached == {"expert.general"} | MIXTURES | RESULTS

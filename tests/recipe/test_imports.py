@@ -16,6 +16,7 @@ from bam_core.config import ModelConfig
 from bam_core.data.tokenize import train_bpe
 from bam_core.errors import InvalidInput, Problem
 from bam_core.graph.key import pipeline_keys
+from bam_core.upcycle.variants import VARIANTS, mixture_config
 from bam_core.upcycle.vocabulary import Vocabulary, vocabulary_of
 from pipelines import bam
 from pipelines.recipe import Recipe, recipe_from, recipe_with_imports
@@ -46,6 +47,8 @@ THERE: dict[str, Checkpoint] = {
     "wide": checkpoint("wide", config=replace(CONFIG, d_ff=32, rope_theta=5e5)),
     "long": checkpoint("long", config=replace(CONFIG, max_seq_len=8192)),
     "mute": checkpoint("mute", vocabulary=None),
+    "odd": checkpoint("odd", vocabulary=None, config=replace(CONFIG, vocab_size=V + 3)),
+    "mix": checkpoint("mix", config=mixture_config(CONFIG, ["a", "b"], VARIANTS["btx"])),
     "org/hub": checkpoint("hub", place={"kind": "hub-model", "id": "org/hub", "revision": "c" * 40}, hub="org/hub"),
 }
 DIGESTS = {name: f"digest of {name}" for name in ("general", "code", "math")}
@@ -231,6 +234,10 @@ def test_a_longer_context_is_no_fault_and_the_seeds_counts() -> None:
         ({"domains.code.expert": {"import": "code", "revisoin": "x"}}, "domains.code.expert.revisoin"),
         ({"distil": {"d": {"from": "bam", "tokens": 64, "attention": {"kv": "shared"}}}}, "distil.d.from"),
         ({"domains.general.expert": {"import": "base"}}, "domains.general.expert"),
+        ({"phases.seed": {"import": "mix"}}, "phases.seed.import"),
+        ({"domains.code.expert": {"import": "odd"}}, "domains.code.expert.import"),
+        ({"domains.code.expert": {"import": "odd"}, "vocabulary": "seed"}, "domains.code.expert.import"),
+        ({"domains.code.expert": {"import": "mix"}}, "domains.code.expert.import"),
     ],
 )
 def test_where_each_mistake_is(changes: dict[str, Any], where: str) -> None:

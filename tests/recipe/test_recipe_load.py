@@ -268,6 +268,8 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"evaluate.stride": 0}, "evaluate.stride", "at least 1 and at most a window, 32 tokens"),
     ({"evaluate.stride": 33}, "evaluate.stride", "at least 1 and at most a window, 32 tokens"),
     ({"evaluate.part": [3, 2]}, "evaluate.part", "i from 1 to n"),
+    ({"domains.general.expert": {"tokens": 3200}}, "domains.general.expert", "train: true"),
+    ({"domains.law.expert": {"train": False}}, "domains.law.expert.train", "is for the first domain"),
     ({"evaluate.part": 2}, "evaluate.part", "the i-th of n parts"),
     ({"evaluate.routing": {"tokens": 0}}, "evaluate.routing.tokens", "at least 1"),
     ({"evaluate.routing": {"knock_out_tokens": -1}}, "evaluate.routing.knock_out_tokens", "at least 0"),
@@ -439,7 +441,7 @@ def test_a_recipe_has_the_cores_keys_of_models_and_phases_with_their_defaults() 
     recipe = recipe_from(deepcopy(GOOD), "here")
     given, written = recipe.dense_config(), {*GOOD["model"], "vocab_size", "n_kv_heads"}
     assert {field.name for field in fields(ModelConfig)} - written - set(recipe.model.to_dict()) == {
-        *("attention", "ffn", "experts", "shared", "layout_version"),
+        *("attention", "ffn", "experts", "shared", "router_input", "layout_version"),
         *OPTIONS,  # of models that are imported
     }
     assert given.identity().keys() == {*GOOD["model"], "vocab_size"}
