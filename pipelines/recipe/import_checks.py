@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from bam_core.errors import Problem
 from pipelines.recipe.document import join
-from pipelines.recipe.parts import ImportedSeed, NoMixturePhase, Phase
+from pipelines.recipe.parts import ImportedExpert, ImportedSeed, NoMixturePhase, Phase
 from pipelines.recipe.schema import Recipe
 
 ALONE = "an imported seed brings its own"
@@ -42,6 +42,11 @@ def _without_imported_seed(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _with_imported_seed(recipe: Recipe, seed: ImportedSeed) -> Iterator[Problem]:
+    first = recipe.domains[recipe.general]
+    if first is not None and isinstance(first.expert, ImportedExpert) and first.expert.train:
+        here = f"{join('domains', recipe.general)}.expert.import"
+        expected = "is not for the first domain, whose expert is the seed or is trained from it"
+        yield Problem(here, first.expert.source, expected, "say phases.seed.import")
     if recipe.model is not None:
         yield Problem("model", recipe.model.to_dict(), ALONE, "leave it out")
     kind = recipe.tokenizer.kind if recipe.tokenizer is not None else "import"

@@ -60,7 +60,9 @@ def _model(recipe: Recipe, name: str, path: str) -> Iterator[Problem]:
 
 def scored_models(recipe: Recipe) -> list[str]:
     """The stages whose models `evaluate` scores, and the ensemble where it is asked for."""
-    own = [name for name in list(recipe.domains)[1:] if name not in recipe.adopted]
+    first, *others = recipe.domains or [None]
+    own = [name for name in others if name not in recipe.adopted]
+    own = [first, *own] if recipe.trains_general else own
     experts = [*(f"expert.{domain}" for domain in own), *map(adopted_name, recipe.adopted.values())]
     sound = [name for name, variant in recipe.variants.items() if variant is not None]
     mixtures = list(dict.fromkeys(m for name in sound for m in (f"mix.{recipe.mix_of(name)}", recipe.model_of(name))))

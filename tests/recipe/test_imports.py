@@ -234,6 +234,7 @@ def test_a_longer_context_is_no_fault_and_the_seeds_counts() -> None:
         ({"domains.code.expert": {"import": "code", "revisoin": "x"}}, "domains.code.expert.revisoin"),
         ({"distil": {"d": {"from": "bam", "tokens": 64, "attention": {"kv": "shared"}}}}, "distil.d.from"),
         ({"domains.general.expert": {"import": "base"}}, "domains.general.expert"),
+        ({"domains.general.expert": {"import": "base", "train": True}}, "domains.general.expert.import"),
         ({"phases.seed": {"import": "mix"}}, "phases.seed.import"),
         ({"domains.code.expert": {"import": "odd"}}, "domains.code.expert.import"),
         ({"domains.code.expert": {"import": "odd"}, "vocabulary": "seed"}, "domains.code.expert.import"),
