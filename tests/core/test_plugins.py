@@ -32,6 +32,11 @@ from bam_core.nn.routing import Routing, softmax_topk
 def gate(logits_NE, top_k, balance_E=None):
     return softmax_topk(logits_NE, top_k, balance_E)
 
+def best_first(logits_NE, top_k, balance_E=None):
+    probs_NE = logits_NE.softmax(-1)
+    weights_NK, experts_NK = probs_NE.topk(top_k, -1)
+    return Routing(weights_NK, experts_NK, probs_NE, logits_NE)
+
 def first(parts, spec, generator):
     return next(iter(parts))[1].float()
 
@@ -41,7 +46,7 @@ def loud(judged):
     return 1.0
 """
 ENTRIES = {
-    ROUTING_RULES: {"acme.same": "acme_sound:gate"},
+    ROUTING_RULES: {"acme.same": "acme_sound:gate", "acme.best": "acme_sound:best_first"},
     MERGE_RULES: {"acme.first": "acme_sound:first"},
     VARIANTS: {"acme.wide": "acme_sound:WIDE"},
     METRICS: {"acme.loud": "acme_sound:loud"},
@@ -56,6 +61,7 @@ def acme(tmp_path: Path, visible: Visible) -> None:
 def test_what_is_installed_is_listed_and_not_imported(acme: None) -> None:
     found = [str(plugin) for plugin in plugins.installed()]
     assert found == [
+        "routing rule acme.best of bam-acme 0.3",
         "routing rule acme.same of bam-acme 0.3",
         "merge rule acme.first of bam-acme 0.3",
         "variant acme.wide of bam-acme 0.3",
@@ -99,7 +105,8 @@ def test_a_rule_that_is_ours_under_another_name_makes_the_same(acme: None) -> No
 
 def test_a_plug_in_is_not_asked_for_all_experts(acme: None) -> None:
     logits = torch.tensor([[1.0, 2.0, 3.0]])
-    routing = route(logits, AttentionExperts(3, 3, gate="acme.same"))
+    assert route(logits, AttentionExperts(3, 2, gate="acme.best")).experts_NK.tolist() == [[2, 1]]
+    routing = route(logits, AttentionExperts(3, 3, gate="acme.best"))
     assert routing.experts_NK.tolist() == [[0, 1, 2]]
     assert torch.equal(routing.weights_NK, logits.softmax(-1))
 
@@ -196,7 +203,7 @@ def test_one_that_is_not_installed(acme: None) -> None:
     assert "no installed distribution has it" in problem.expected
     assert problem.remedy == "did you mean 'acme.same'?"
     [problem] = FFNExperts(3, gate="corp.other").problems()
-    assert problem.remedy == "installed: acme.same (bam-acme 0.3)"
+    assert problem.remedy == "installed: acme.best (bam-acme 0.3), acme.same (bam-acme 0.3)"
     with pytest.raises(InvalidInput, match=r"merge.method: 'acme.same': is a plug-in's merge rule"):
         Variant.from_json({"name": "x", "attention": "merged", "ffn": "merged", "merge": "acme.same"})
     with pytest.raises(UsageError, match=r"'acme.gone' is a plug-in's metric"):

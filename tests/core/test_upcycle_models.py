@@ -134,7 +134,10 @@ def test_rows_of_texts_score_as_the_model_says() -> None:
     model = LM(replace(CONFIG, vocab_size=tokenizer.vocab_size)).to(torch.float64)
     init_weights(model, 0)
     rows = TextRows(texts, tokenizer, 16)
-    assert rows.tokens_BT.shape == (len(rows), 17)
+    stream = [tokenizer.eos_id]
+    for ids in tokenizer.encode_batch(texts):
+        stream += [*ids, tokenizer.eos_id]
+    assert rows.tokens_BT.tolist() == [stream[i : i + 17] for i in range(0, len(stream) - 16, 16)]
     found, _ = score(model, rows, 10_000)
     tokens_BT = torch.from_numpy(rows.tokens_BT)
     logits = model.logits(model(tokens_BT[:, :-1]).hidden_BTD)
