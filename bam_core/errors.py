@@ -73,7 +73,8 @@ class Problem:
 
     def __str__(self) -> str:
         tail = f" ({self.remedy})" if self.remedy else ""
-        return f"{self.path or '(whole file)'}: {shown(self.value)}: {self.expected}{tail}"
+        found = "" if self.value is None and self.expected.startswith("is missing") else f"{shown(self.value)}: "
+        return f"{self.path or '(whole file)'}: {found}{self.expected}{tail}"
 
 
 def shown(value: Any, limit: int = 120) -> str:

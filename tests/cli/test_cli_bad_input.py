@@ -80,7 +80,7 @@ SETS: dict[str, tuple[str, str]] = {
     "unknown source": ("domains.law.source.kind=txt", "did you mean 'text'?"),
     "source without a path": (
         "domains.law.source={kind: jsonl}",
-        "domains.law.source.path: None: is missing",
+        "domains.law.source.path: is missing",
     ),
     "file that is not there": ("domains.law.source.path=nowhere.txt", "domains.law.source.path"),
     "small vocabulary": ("tokenizer.vocab_size=256", "at least 257"),

@@ -159,7 +159,7 @@ BAD = {
             "line 8: experts.0.positive_promts",
             "did you mean 'positive_prompts'",
             "line 7: experts.0: 'b': has no positive_prompts",
-            "line 9: experts.1.source_model: None: is missing",
+            "line 9: experts.1.source_model: is missing",
             "line 9: experts.1.positive_prompts: 'one': must be a list of texts",
             "line 10: experts.1.noise_scale: 'high': must be a number",
             "line 11: experts.2: 'c': must be a mapping",
@@ -167,7 +167,7 @@ BAD = {
     ),
     "a dense merge": ("merge_method: slerp\nmodels: []\n", ["line 1: merge_method: 'slerp': belongs to mergekit-yaml"]),
     "nothing there": ("", ["must be a mapping with base_model and experts"]),
-    "no base, no experts": ("gate_mode: random\n", ["base_model: None: is missing", "experts: None: is missing"]),
+    "no base, no experts": ("gate_mode: random\n", ["base_model: is missing", "experts: is missing"]),
     "too few experts": (
         "base_model: a\nexperts:\n  - source_model: b\n    positive_prompts: [x]\n",
         ["line 2: experts: 2: experts_per_token (its default) must be at most the number of experts, 1"],

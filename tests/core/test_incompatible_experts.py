@@ -111,7 +111,7 @@ CASES: dict[str, Case] = {
     ),
     "a missing tensor": (
         lambda: check_tensors(drop("blocks.1.ffn.w_up")),
-        ("law.blocks.1.ffn.w_up: None: is missing; must be [12, 16]", "write the checkpoint again"),
+        ("law.blocks.1.ffn.w_up: is missing; must be [12, 16]", "write the checkpoint again"),
     ),
     "a tensor too many": (
         lambda: check_tensors(put("blocks.0.attn.w_q.lora_a", torch.zeros(2, 16))),

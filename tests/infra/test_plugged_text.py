@@ -55,7 +55,7 @@ def test_documents_and_digest(sources: TextSources) -> None:
 
 
 def test_faults(sources: TextSources) -> None:
-    with pytest.raises(InvalidInput, match=r"options.lang: None: is missing"):
+    with pytest.raises(InvalidInput, match=r"options.lang: is missing"):
         sources.digest(spec())
     with pytest.raises(InvalidInput, match=r"kind of source acme.wiki of bam-acme 0.3 failed: KeyError: 'fr'"):
         sources.digest(spec(lang="fr"))

@@ -240,8 +240,8 @@ def test_parquet_that_is_none_is_cut_or_holds_no_text_is_named(tmp_path):
     [
         ({"kind": "json"}, r"kind: 'json': is not a kind of source \(did you mean 'jsonl'\?\)"),
         ({}, "kind: None: is not a kind of source"),
-        ({"kind": "text"}, "path: None: is missing"),
-        ({"kind": "hf"}, "path: None: is missing"),
+        ({"kind": "text"}, "path: is missing"),
+        ({"kind": "hf"}, "path: is missing"),
         ({"kind": "text", "path": "x", "colunm": "y"}, "colunm: 'y': unknown key of text"),
         ({"kind": "jsonl", "path": "x", "colunm": "y"}, "did you mean 'column'"),
         ({"kind": "python-docs", "path": "x"}, "path: 'x': unknown key of python-docs"),
