@@ -12,8 +12,6 @@ import torch
 from bam_core.checkpoint import load_model
 from bam_core.hf import read_checkpoint
 from infra.store import ArtifactStore
-from pipelines.recipe.imports import Asked
-from pipelines.wiring.imported import look
 from tests.hf_kit import UP, change, write
 from tests.infra.exchange_kit import snapshot
 
@@ -63,7 +61,7 @@ def test_a_model_becomes_one_of_the_store_once(bam: Any, theirs: Path, here: Pat
     origins = json.loads((folder / "import.json").read_text())["tensors"]
     assert origins["blocks.1.ffn.w_up"]["from"].endswith(f".safetensors:{UP}")
     assert f"phases.seed: {{import: {folder}}}" in ended.out
-    found = look(Asked("phases.seed.import", str(folder), None), None)
+    found = read_checkpoint(folder)
     assert (found.family, found.config) == ("bam", imported.config)
     theirs.rename(here / "moved")
     again = json.loads(bam("import", "moved", "small-llama", "--json", *NO_MLFLOW).out)

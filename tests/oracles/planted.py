@@ -67,7 +67,7 @@ def norm_without_mean(patch: Patch) -> None:
 
 
 def ffn_reads_the_stream_without_norm(patch: Patch) -> None:
-    def forward(self: Block, x: Tensor, rotary: Any, cache: Any, noise: Any, mix: Any) -> tuple[Tensor, LayerRouting]:
+    def forward(self: Block, x: Tensor, rotary: Any, cache: Any, noise: Any, mix: Any, text: Any) -> Any:
         attended, attention_routing = self.attn(self.norm(x, mix), rotary, cache)
         out, ffn_routing = self.ffn(x)
         return x + attended + out, LayerRouting(attention_routing, ffn_routing)
