@@ -23,6 +23,7 @@ NodeId = tuple[str, str]
 """(stage, key); for a domain's text, (`source.<domain>`, digest of the text)."""
 
 ORIGIN, SOURCE = "origin", "source"
+CHECKPOINT = "checkpoint"
 """Roles of edges that are no input of a stage: from the artifact that was adopted, and from a text."""
 _NAMED_IN_A_CYCLE = 8
 _LARGEST = 1e300
@@ -30,7 +31,7 @@ _LARGEST = 1e300
 
 @dataclass(frozen=True)
 class RawSource:
-    """A text that a stage read. spec: what the recipe said of it, without where it lies."""
+    """A text that a stage read, or with domain CHECKPOINT a model. spec: what is said of it, without where it lies."""
 
     domain: str
     digest: str
@@ -153,7 +154,8 @@ def lineage(
 
 
 def raw_sources(config: Mapping[str, Any]) -> list[RawSource]:
-    """The texts that a stage's configuration names: one domain's (`data.*`), or several (`tokenizer`).
+    """The texts that a stage's configuration names: one domain's (`data.*`), or several (`tokenizer`); or the
+    checkpoint that it imports.
 
     A held-out text that has a source of its own is `DOMAIN.valid`.
     """
@@ -168,6 +170,10 @@ def raw_sources(config: Mapping[str, Any]) -> list[RawSource]:
         if isinstance(spec, Mapping) and isinstance(spec.get("digest"), str):
             rest = {name: value for name, value in spec.items() if name != "digest"}
             found.append(RawSource(str(domain), spec["digest"], rest))
+    brought = config.get("import")
+    if isinstance(brought, Mapping) and isinstance(brought.get("digest"), str):
+        kind = f"{brought.get('family', 'some')} {CHECKPOINT}"
+        found.append(RawSource(CHECKPOINT, brought["digest"], {"kind": kind}))
     return found
 
 

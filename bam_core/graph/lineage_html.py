@@ -19,7 +19,7 @@ from math import isfinite
 from typing import Any
 
 from bam_core.graph.key import key12
-from bam_core.graph.lineage import SOURCE, Graph, Node
+from bam_core.graph.lineage import CHECKPOINT, SOURCE, Graph, Node
 from bam_core.graph.lineage_layout import BOX_H, BOX_W, Arrow, Layout, Point, layout
 from bam_core.graph.lineage_text import to_text
 from bam_core.graph.stage import kind_of
@@ -67,10 +67,11 @@ def _hash(text: str) -> str:
 
 
 def _summary(graph: Graph) -> str:
-    texts = sum(node.source is not None for node in graph.nodes)
+    sources = [node.stage for node in graph.nodes if node.source is not None]
+    checkpoints = sources.count(f"{SOURCE}.{CHECKPOINT}")
     missing = sum(node.missing for node in graph.nodes)
-    artifacts = len(graph.nodes) - texts
-    words = [_counted(artifacts, "artifact"), *([_counted(texts, "text")] if texts else [])]
+    counts = {"artifact": len(graph.nodes) - len(sources), "text": len(sources) - checkpoints, CHECKPOINT: checkpoints}
+    words = [_counted(number, word) for word, number in counts.items() if number or word == "artifact"]
     return f"{', '.join(words)}{f', {missing} of them missing' if missing else ''}."
 
 

@@ -268,6 +268,12 @@ def test_raw_sources_of_a_stage_that_names_domains_without_texts() -> None:
     assert raw_sources({"domain": "law", "phase": {}}) == []
 
 
+def test_a_checkpoint_is_a_source_of_what_imports_it() -> None:
+    [found] = raw_sources({"domain": "law", "import": {"digest": "ab" * 32, "family": "llama"}, "model": {}})
+    assert (found.domain, found.digest, found.spec["kind"]) == ("checkpoint", "ab" * 32, "llama checkpoint")
+    assert raw_sources({"import": {"family": "llama"}}) == []
+
+
 def test_levels_are_longest_ways() -> None:
     graph = lineage(small(), key("mix.bam"))
     level = {node[0]: number for node, number in levels((n.id for n in graph.nodes), graph.edges).items()}
