@@ -136,7 +136,7 @@ def test_run_json_keeps_its_contract(finished: Place) -> None:
 
 def test_plan_json_keeps_its_contract(finished: Place) -> None:
     value = finished.plan().json
-    assert set(value) == {"stages", "models", "searches", "data", "recipe", "warnings"}
+    assert set(value) == {"stages", "models", "searches", "data", "recipe", "warnings", "plugins"}
     assert {stage["action"] for stage in value["stages"]} == {"reuse"}
     assert all(set(stage) >= {"stage", "key", "action", "reason", "cause"} for stage in value["stages"])
     assert set(value["models"]) == set(MODELS)
