@@ -146,17 +146,21 @@ def load_model(folder: Path, dtype: torch.dtype | None = None, device: str = "cp
     return model.eval()
 
 
-def _require_tensors(folder: Path, config: ModelConfig, found: Mapping[str, Shape]) -> None:
+def tensor_problems(config: ModelConfig, found: Mapping[str, Shape]) -> Iterator[Problem]:
+    """Tensors that are missing, of no use to the config, or of another shape."""
     wanted = tensor_shapes(config)
-    problems = [
-        Problem(name, None, f"is missing; must be {list(wanted[name])}") for name in wanted if name not in found
-    ]
+    for name in wanted:
+        if name not in found:
+            yield Problem(name, None, f"is missing; must be {list(wanted[name])}")
     for name, shape in found.items():
         if name not in wanted:
-            problems.append(Problem(name, list(shape), "is no tensor of this config"))
+            yield Problem(name, list(shape), "is no tensor of this config")
         elif shape != wanted[name]:
-            problems.append(Problem(name, list(shape), f"must be {list(wanted[name])}"))
-    if problems:
+            yield Problem(name, list(shape), f"must be {list(wanted[name])}")
+
+
+def _require_tensors(folder: Path, config: ModelConfig, found: Mapping[str, Shape]) -> None:
+    if problems := list(tensor_problems(config, found)):
         raise InvalidInput(f"the tensors of {folder}", problems)
 
 

@@ -1,4 +1,4 @@
-"""The JSON files of artifacts, read in one way."""
+"""The JSON files of artifacts, read in one way; and what stands in the place of a file that was not fetched."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bam_core.errors import ArtifactDamaged
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that git-LFS leaves in the place of one that was not fetched."""
 
 
 def read_json(path: Path) -> dict[str, Any]:

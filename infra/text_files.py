@@ -16,6 +16,7 @@ from typing import IO, Any
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
+from bam_core.documents import LFS_POINTER
 from bam_core.errors import InvalidInput, Problem
 from infra.patience import Patience, open_for_reading
 from infra.provenance import mask_text
@@ -26,7 +27,6 @@ PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 """First bytes -> the codec's name in Arrow."""
 UNPACKED_BYTES = 1 << 16
 """Unpacked at a time: what comes before the place where a file is cut is lost by so much at most."""
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class Damaged(Exception):

@@ -15,10 +15,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from bam_core.checkpoint import CONFIG, INDEX, WEIGHTS
+from bam_core.documents import LFS_POINTER
 from bam_core.errors import ArtifactDamaged, Problem
 from bam_core.graph.record import require_inside
 
-LFS = b"version https://git-lfs.github.com/spec/v1"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -76,7 +76,7 @@ def is_pointer(path: Path) -> bool:
     """Whether a file is what git-LFS leaves in the place of one."""
     try:
         with path.open("rb") as file:
-            return file.read(len(LFS)) == LFS
+            return file.read(len(LFS_POINTER)) == LFS_POINTER
     except OSError:
         return False
 

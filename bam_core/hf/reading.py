@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bam_core.checkpoint import TensorSource, open_tensors, read_config
+from bam_core.checkpoint import TensorSource, open_tensors, read_config, tensor_problems
 from bam_core.config import ModelConfig
 from bam_core.errors import ArtifactDamaged, InvalidInput, Problem, nearest
 from bam_core.hf.families import Family, find_family
@@ -127,14 +127,8 @@ def _ours(folder: Path) -> Imported:
     except ArtifactDamaged as error:
         problem = Problem("folder", str(folder), str(error), "give a whole artifact of bam")
         raise InvalidInput(f"the model in {folder}", [problem]) from error
-    wanted, found = tensor_shapes(config), {name: tensors.shape(name) for name in tensors.names()}
-    problems = [Problem(name, None, f"is missing; must be {list(wanted[name])}") for name in wanted.keys() - found]
-    for name, shape in found.items():
-        if wanted.get(name) != shape:
-            words = f"must be {list(wanted[name])}" if name in wanted else "is no tensor of this config"
-            problems.append(Problem(name, list(shape), words))
-    if problems:
-        raise InvalidInput(f"the model in {folder}", sorted(problems, key=lambda problem: problem.path))
+    if problems := list(tensor_problems(config, {name: tensors.shape(name) for name in tensors.names()})):
+        raise InvalidInput(f"the model in {folder}", problems)
     tokenizer = folder / "tokenizer.json"
     dtype = tensors.get("embed.weight").dtype
     return Imported(folder, OURS, config, tensors, dtype, tokenizer if tokenizer.is_file() else None)

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from bam_core.documents import LFS_POINTER
 from bam_core.errors import InvalidInput, Problem
 
 Rule = Literal["refuse", "union", "seed"]
@@ -66,7 +67,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
 
 def vocabulary_of(text: str, where: str = "tokenizer") -> Vocabulary:
     """The same of a file's text. Raises InvalidInput."""
-    if text.startswith("version https://git-lfs"):
+    if text.startswith(LFS_POINTER.decode()):
         raise _unreadable(where, "is a git-LFS pointer, not the file", "fetch it: git lfs pull")
     try:
         definition = json.loads(text)

@@ -44,14 +44,18 @@ def run(context: StageContext) -> Mapping[str, Any]:
     imported = replace(opened[own].imported, tensors=tensors, config=target, tokenizer=tokenizer)
     subject = subject_of(context, target, imported=dict(config["import"]))
     write_imported(imported, context.out, card=None, provenance=carrying(subject.texts))
-    origins = _origins(context, replace(opened[own], imported=imported), common)
-    (context.out / IMPORT_FILE).write_text(json.dumps(origins, indent=1) + "\n")
     (context.out / CARD).write_text(model_card(subject), encoding="utf-8")
+    return finish(context.out, folders[own], target, _origins(context, replace(opened[own], imported=imported), common))
+
+
+def finish(out: Path, folder: Path, model: ModelConfig, origins: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave `import.json` and the checkpoint's CARRIED files beside an imported model; the stage's metrics."""
+    (out / IMPORT_FILE).write_text(json.dumps(origins, indent=1) + "\n")
     for name in CARRIED:
-        if (folders[own] / name).is_file():
-            shutil.copyfile(folders[own] / name, context.out / name)
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
     none = dict.fromkeys(("train_tokens", "train_flops", "lineage_tokens", "lineage_flops"), 0)
-    return {"params_total": params_total(target), "params_active": params_active(target), **none}
+    return {"params_total": params_total(model), "params_active": params_active(model), **none}
 
 
 def _folders(context: StageContext) -> dict[str, Path]:

@@ -22,8 +22,7 @@ from tokenizers.decoders import DecodeStream
 
 from bam_core.data.tokenize import END_TOKENS
 from bam_core.errors import InvalidInput, Problem, UsageError
-
-TEMPLATE = "chat_template.jinja"
+from bam_core.hf.tokens import CHAT_TEMPLATE
 
 Message = Mapping[str, str]
 """`role`: system, user or assistant; `content`."""
@@ -108,7 +107,7 @@ class Pieces:
 
 
 def _has_settings(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("tokenizer_config.json", TEMPLATE))
+    return any((folder / name).is_file() for name in ("tokenizer_config.json", CHAT_TEMPLATE))
 
 
 def _tokenizer(file: Path) -> tokenizers.Tokenizer:
@@ -142,7 +141,7 @@ def _text(token: Any) -> str | None:
 
 def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
     """Of several templates in the configuration, the one named default."""
-    file = folder / TEMPLATE
+    file = folder / CHAT_TEMPLATE
     if file.is_file():
         return file.read_text(encoding="utf-8")
     found = config.get("chat_template")
