@@ -165,7 +165,8 @@ def _origin(entry: metadata.EntryPoint) -> tuple[str, str]:
     if entry.dist is None:
         return "", ""
     read = entry.dist.metadata
-    return read["Name"] or "", read["Version"] or ""
+    # With get: some readers of metadata (the backport, once imported, reads for all) raise where a key is missing.
+    return read.get("Name") or "", read.get("Version") or ""
 
 
 def _judged(group: str, entries: tuple[metadata.EntryPoint, ...]) -> list[Plugin]:

@@ -93,17 +93,17 @@ class Served:
 
 def _opened(folder: Path) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    opens: Any = AutoModelForCausalLM
     if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == "bam":
-        from bam_core.hf.remote.configuration_bam import BamConfig
+        # Asked itself: to register it with the Auto classes would change what they open for all of the process.
         from bam_core.hf.remote.modeling_bam import BamForCausalLM
 
-        AutoConfig.register("bam", BamConfig, exist_ok=True)
-        AutoModelForCausalLM.register(BamConfig, BamForCausalLM, exist_ok=True)
+        opens = BamForCausalLM
     local = {"local_files_only": True, "trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(folder, **local)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **local).eval()
+    model = opens.from_pretrained(folder, dtype="auto", **local).eval()
     return model.to("cuda") if torch.cuda.is_available() else model, tokenizer
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from email.message import Message
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -240,6 +242,22 @@ def test_a_declaration_that_cannot_be_meant(
     [plugin] = plugins.installed()
     assert words in plugin.fault
     assert gate("softmax_topk") is GATES["softmax_topk"]  # ours, whatever others declare
+
+
+def test_metadata_that_raises_where_a_key_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backport of importlib.metadata, which libraries import, then reads for the standard library as well."""
+
+    class Read(Message):
+        def __getitem__(self, name: str) -> str:
+            raise KeyError(name)
+
+    entry = SimpleNamespace(name="acme.same", dist=SimpleNamespace(metadata=Read()))
+    monkeypatch.setattr(plugins.metadata, "entry_points", lambda **_: [entry])
+    plugins.forget()
+    assert {plugin.fault for plugin in plugins.installed()} == {
+        "the metadata of its distribution is damaged: install it again"
+    }
+    plugins.forget()
 
 
 def test_another_version_than_was_planned_with(acme: None) -> None:

@@ -109,6 +109,14 @@ def test_a_completion_is_what_the_model_says(client: Any, said: Any) -> None:
     assert [model.id for model in client.models.list()] == ["train.bam@0123456789ab"]
 
 
+def test_what_else_the_process_opens_is_as_before(served: server.Served) -> None:
+    """An export opened with trust_remote_code must still bring its own code, which `save_pretrained` then carries."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    assert served.model.config.model_type == "bam"
+    assert "bam" not in CONFIG_MAPPING
+
+
 def test_chat_without_a_template_continues_the_messages(client: Any, said: Any) -> None:
     messages = [{"role": "user", "content": "the court"}, {"role": "assistant", "content": "held"}]
     messages += [{"role": "user", "content": "that a sum"}]
