@@ -1,7 +1,7 @@
 """The recipe: one YAML file that says all that defines a result.
 
 values.py    numbers as people write them            base.py            what every group of keys is
-parts.py     the groups of keys: types, defaults     mixtures.py        those under `variants`
+parts.py     the groups of keys: types, defaults     phases.py, mixtures.py   those under `phases`, `variants`
 schema.py    the recipe as a whole                   document.py        YAML and `--set`, safely
 checks.py    what must hold between keys             variant_checks.py  the same for `variants`
 tuning.py    what a search sets in which stage       tune_checks.py     the same for `tune`

@@ -6,11 +6,16 @@ under `LENIENT` a wrong value becomes None, a hole that the checks step over.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, WrapValidator, field_validator
 
 LENIENT = "lenient"
+TAG = "kind:"
+"""Begins the names by which pydantic tells members of a union apart: no key of a recipe has a colon."""
+IMPORT = "import"
+"""The key that says where something is that need not be made."""
 
 
 def _or_hole(value: Any, handler: Any, info: ValidationInfo) -> Any:
@@ -48,3 +53,8 @@ class Part(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """The keys of this part and their values; unknown keys left out."""
         return {name: getattr(self, name) for name in type(self).model_fields}
+
+
+def is_import(value: Any, part: type[Part]) -> bool:
+    """Whether a value under a key, or what it became, says where something is that need not be made."""
+    return IMPORT in value if isinstance(value, Mapping) else isinstance(value, part)

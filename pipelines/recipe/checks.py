@@ -22,17 +22,8 @@ from pipelines.recipe.document import join
 from pipelines.recipe.import_checks import import_problems
 from pipelines.recipe.matching_checks import matching_problems
 from pipelines.recipe.overrides import MATCHING
-from pipelines.recipe.parts import (
-    BpeTokenizer,
-    Domain,
-    ExpertOverride,
-    ExpertPhase,
-    ImportedSeed,
-    MixturePhase,
-    NoMixturePhase,
-    Phase,
-    TaskFile,
-)
+from pipelines.recipe.parts import BpeTokenizer, Domain, ExpertOverride, TaskFile
+from pipelines.recipe.phases import ExpertPhase, ImportedSeed, MixturePhase, NoMixturePhase, Phase
 from pipelines.recipe.promotion_checks import promotion_problems, scored_models
 from pipelines.recipe.routing import routing_problems
 from pipelines.recipe.schema import FROM, Recipe

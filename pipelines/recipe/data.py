@@ -14,14 +14,12 @@ from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from bam_core.config import Adaptive, Anneal, shares_problems
 from bam_core.errors import Problem, nearest
-from pipelines.recipe.base import Named, Part
+from pipelines.recipe.base import TAG, Named, Part
 from pipelines.recipe.document import join
 from pipelines.recipe.values import Count, Number, Text, parse_number
 
 OWN = "own"
 """In the data of experts: the expert's own domain."""
-TAG = "data:"
-"""Begins the names by which pydantic tells the forms apart: no key of a recipe has a colon."""
 
 Shares = Named[Number]
 Uniform = Annotated[Literal["uniform"], Tag(f"{TAG}uniform")]

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from bam_core.errors import Problem
 from pipelines.recipe.document import join
-from pipelines.recipe.parts import ImportedExpert, ImportedSeed, NoMixturePhase, Phase
+from pipelines.recipe.parts import ImportedExpert
+from pipelines.recipe.phases import ImportedSeed, NoMixturePhase, Phase
 from pipelines.recipe.schema import Recipe
 
 ALONE = "an imported seed brings its own"

@@ -16,7 +16,8 @@ from bam_core.errors import InvalidInput, Problem, shown
 from bam_core.upcycle.compat import config_problems
 from bam_core.upcycle.vocabulary import Common, Rule, Vocabulary, common_vocabulary, vocabulary_problems
 from pipelines.recipe.document import join
-from pipelines.recipe.parts import ImportedExpert, ImportedSeed
+from pipelines.recipe.parts import ImportedExpert
+from pipelines.recipe.phases import ImportedSeed
 
 DEFAULT_SEQ_LEN = 2048
 """Tokens of a row where an imported model reads more and the recipe does not say."""

@@ -15,15 +15,14 @@ from pydantic import ValidationError
 
 from bam_core.errors import InvalidInput, Problem, UsageError, nearest
 from pipelines.recipe import checks
-from pipelines.recipe.base import LENIENT
-from pipelines.recipe.data import TAG as DATA_TAG
+from pipelines.recipe.base import LENIENT, TAG
 from pipelines.recipe.document import apply_sets, join
 from pipelines.recipe.extends import read_whole, told
 from pipelines.recipe.imports import Look, look_at_all
 from pipelines.recipe.layers import last_said
 from pipelines.recipe.like import resolve_likes, said_once
 from pipelines.recipe.matching_checks import is_missing_pace
-from pipelines.recipe.parts import TAG, TOKENIZERS
+from pipelines.recipe.parts import TOKENIZERS
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.sources import SOURCES, TEXTS
 from pipelines.recipe.vocabulary import fill_vocab_size
@@ -167,9 +166,9 @@ def _keys(loc: Sequence[Any]) -> list[Any]:
     for depth, item in enumerate(loc):
         in_tokenizer = depth == 1 and loc[0] in ("tokenizer", "dense")
         in_member = depth == 3 and loc[2] in _UNIONS and loc[0] != "distil"
-        in_data = isinstance(item, str) and item.startswith((DATA_TAG, TAG))
+        is_tag = isinstance(item, str) and item.startswith(TAG)
         in_experts = depth == 5 and loc[0] == "variants" and loc[4] == "experts"
-        if not (in_tokenizer or in_member or in_experts or in_data):
+        if not (in_tokenizer or in_member or in_experts or is_tag):
             keys.append(item)
     return keys
 

@@ -1,4 +1,6 @@
-"""The groups of keys that a recipe is made of, with their types and defaults; those of `variants` are in `mixtures.py`.
+"""The groups of keys that a recipe is made of, with their types and defaults.
+
+Those of `phases` are in `phases.py`, those of `variants` in `mixtures.py`.
 
 Types only say what a value is. Whether the values make sense together is said by `bam_core.config` (one
 place for a recipe, a checkpoint and a Python caller) and by `checks.py`. Everything here is frozen.
@@ -9,20 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
-from pipelines.recipe.base import Named, Part
-from pipelines.recipe.data import Planned, PlannedForExpert
-from pipelines.recipe.overrides import Match
+from pipelines.recipe.base import IMPORT, Named, Part, is_import
 from pipelines.recipe.plugged import MetricName
 from pipelines.recipe.routing import MaybeRouting, Routing
 from pipelines.recipe.sources import Source, TextSource, by_kind, member
-from pipelines.recipe.values import Count, Number, PartOf, Text, Workers
-
-Dtype = Literal["bf16", "fp32", "fp64"]
-TAG = "kind:"
-"""Begins the names by which pydantic tells members of a union apart where no key says which: see `load.py`."""
-IMPORT = "import"
+from pipelines.recipe.values import Count, Dtype, Number, PartOf, Text, Workers
 
 
 class Discover(Part):
@@ -67,12 +62,8 @@ class ImportedExpert(ExpertOverride):
     revision: Text | None = None
 
 
-def _is_import(value: Any) -> bool:
-    return IMPORT in value if isinstance(value, Mapping) else isinstance(value, ImportedExpert | ImportedSeed)
-
-
 def _which_expert(value: Any) -> str:
-    return "name" if isinstance(value, str) else IMPORT if _is_import(value) else "override"
+    return "name" if isinstance(value, str) else IMPORT if is_import(value, ImportedExpert) else "override"
 
 
 Expert = Annotated[
@@ -162,107 +153,6 @@ class Model(Part):
     qk_norm: bool = False
     rotary_frac: Number = 1.0
     rotary_pairs: Literal["half", "interleaved"] = "half"
-
-
-class Phase(Part):
-    """One phase of training. tokens, batch_tokens: predicted tokens; the batch is the global one."""
-
-    tokens: Count
-    batch_tokens: Count
-    lr: Number
-    warmup_frac: Number = 0.02
-    min_lr_frac: Number = 0.1
-    weight_decay: Number = 0.1
-    grad_clip: Number = 1.0
-    dtype: Dtype = "bf16"
-
-
-class SeedPhase(Phase):
-    data: Planned = "uniform"
-
-
-class ImportedSeed(SeedPhase):
-    """A seed that is there: a folder, or an id of the hub. With `tokens` it is trained on from there."""
-
-    model_config = ConfigDict(serialize_by_alias=True)
-
-    source: Text = Field(alias=IMPORT)
-    revision: Text | None = None
-    tokens: Count | None = None
-    batch_tokens: Count | None = None
-    lr: Number | None = None
-
-
-Seed = Annotated[
-    Annotated[ImportedSeed, Tag(f"{TAG}import")] | Annotated[SeedPhase, Tag(f"{TAG}trained")],
-    Discriminator(lambda value: f"{TAG}import" if _is_import(value) else f"{TAG}trained"),
-]
-
-
-class ExpertPhase(Phase):
-    """In `data`, `own` stands for the expert's own domain."""
-
-    data: PlannedForExpert = Field({"own": 1.0})
-
-
-class MixturePhase(Phase):
-    """match: train variants on the same `data` (tokens), or on tokens that cost the same compute, or the same seconds.
-
-    match_to: the variant whose compute or seconds it is, the cheapest by default. seconds_per_token: of variants and of
-    `dense`, as measured by `bam pace`.
-
-    From `balance_rate` on they are for variants that have such a part: see `bam_core.config.TrainConfig`.
-    """
-
-    data: Planned = "uniform"
-    match: Match = "data"
-    match_to: Text | None = None
-    seconds_per_token: Named[Number] = Field({})
-    load_balancing_coef: Number = 0.01
-    z_loss_coef: Number = 0.001
-    balance_rate: Number = 1e-3
-    router_bias_frac: Number = 0.5
-    gumbel_rate: Number = 1e-4
-    gumbel_min: Number = 0.5
-    router_lr_factor: Number = 1.0
-    attention_lr_factor: Number = 1.0
-    ffn_lr_factor: Number = 1.0
-    shared_lr_factor: Number = 1.0
-    router_freeze_frac: Number = 0.0
-    expert_freeze_frac: Number = 0.0
-    shared_freeze_frac: Number = 0.0
-    attention_soft_frac: Number = 0.0
-    collapse_stop: bool = False
-    collapse_min_load: Number = 0.01
-    collapse_for_frac: Number = 0.1
-
-
-class NoMixturePhase(MixturePhase):
-    """`tokens: 0`: mixtures are left as they are mixed, but for variants that say `train: {tokens: ...}`."""
-
-    tokens: Annotated[Count, WithJsonSchema({"const": 0})]
-    batch_tokens: Count | None = None
-    lr: Number | None = None
-
-
-def _trains(value: Any) -> bool:
-    tokens = value.get("tokens") if isinstance(value, Mapping) else getattr(value, "tokens", None)
-    return isinstance(tokens, bool) or tokens not in (0, "0")
-
-
-Mixture = Annotated[
-    Annotated[NoMixturePhase, Tag(f"{TAG}none")] | Annotated[MixturePhase, Tag(f"{TAG}trained")],
-    Discriminator(lambda value: f"{TAG}trained" if _trains(value) else f"{TAG}none"),
-]
-
-
-class Phases(Part):
-    """seq_len: tokens of a row of text, at most `max_seq_len`. A phase that nothing is trained by may be left out."""
-
-    seed: Seed
-    expert: ExpertPhase | None = None
-    mixture: Mixture | None = None
-    seq_len: Count | None = None
 
 
 class TaskFile(Part):

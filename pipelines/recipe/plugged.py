@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Discriminator, Tag, WithJsonSchema
 
 from bam_core import plugins
 from bam_core.config import Gate
-from pipelines.recipe.data import TAG
+from pipelines.recipe.base import TAG
 from pipelines.recipe.values import Text
 
 OURS, PLUGGED = f"{TAG}ours", f"{TAG}plugged"

@@ -8,8 +8,7 @@ from typing import Annotated
 from pydantic import Discriminator, Tag
 
 from bam_core.errors import Problem
-from pipelines.recipe.base import Part
-from pipelines.recipe.data import TAG
+from pipelines.recipe.base import TAG, Part
 from pipelines.recipe.values import Count
 
 

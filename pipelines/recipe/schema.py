@@ -22,14 +22,12 @@ from pipelines.recipe.parts import (
     ExpertOverride,
     Export,
     ImportedExpert,
-    ImportedSeed,
     Model,
-    Phase,
-    Phases,
     Runtime,
     Tokenizer,
     Tune,
 )
+from pipelines.recipe.phases import ImportedSeed, Phase, Phases
 from pipelines.recipe.promotion import Promote
 from pipelines.recipe.sources import LICENCES, ClusterText, each_source, plain
 from pipelines.recipe.study import StudyTable

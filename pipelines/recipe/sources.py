@@ -16,8 +16,7 @@ from bam_core.data.fields import normal_filter
 from bam_core.data.picking import picking_problems
 from bam_core.errors import Problem
 from bam_core.plugins import is_plugin_name
-from pipelines.recipe.base import Listed, Part
-from pipelines.recipe.data import TAG
+from pipelines.recipe.base import TAG, Listed, Part
 from pipelines.recipe.plugged import SourceName
 from pipelines.recipe.values import Count, Number, Text
 

@@ -13,7 +13,8 @@ from typing import Any
 from pipelines.recipe import data_search
 from pipelines.recipe.distil import Distil
 from pipelines.recipe.overrides import MATCHING, DenseTrain, VariantTrain
-from pipelines.recipe.parts import ExpertOverride, ExpertPhase, MixturePhase, Phase, SeedPhase
+from pipelines.recipe.parts import ExpertOverride
+from pipelines.recipe.phases import ExpertPhase, MixturePhase, Phase, SeedPhase
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.values import Count, Number
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
@@ -90,3 +90,4 @@ Number = Annotated[
 ]
 
 Text = Annotated[str, Field(min_length=1)]
+Dtype = Literal["bf16", "fp32", "fp64"]

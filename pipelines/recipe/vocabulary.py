@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bam_core.errors import Problem
+from bam_core.errors import Problem, install_extra
 
-NEEDS = "pip install sentencepiece transformers protobuf, or convert it to a tokenizer.json (kind: file)"
+NEEDS = f"an extra: {install_extra('sentencepiece')}; or convert it to a tokenizer.json (kind: file)"
 
 
 def fill_vocab_size(document: dict[str, Any]) -> list[Problem]:

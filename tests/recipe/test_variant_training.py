@@ -19,7 +19,7 @@ from pipelines import bam
 from pipelines.matching import mixture_phases
 from pipelines.recipe import Recipe, load_recipe, recipe_from
 from pipelines.recipe.overrides import DenseTrain, VariantTrain
-from pipelines.recipe.parts import MixturePhase
+from pipelines.recipe.phases import MixturePhase
 from pipelines.recipe.tuning import FOR_ROUTERS, tuned_fields
 from tests.recipe.recipes import GOOD, spoiled
 
