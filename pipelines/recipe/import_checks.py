@@ -16,7 +16,7 @@ ALONE = "an imported seed brings its own"
 def import_problems(recipe: Recipe) -> Iterator[Problem]:
     """Everything wrong with the imports of a recipe that may have holes, but for what the checkpoints are."""
     seed = recipe.phases.seed if recipe.phases is not None else None
-    if seed is None or recipe.domains is None:
+    if seed is None or not recipe.domains:
         return
     if not isinstance(seed, ImportedSeed):
         yield from _without_imported_seed(recipe)

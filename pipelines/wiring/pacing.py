@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from pipelines import bam
 from pipelines.recipe import Recipe
+from pipelines.training_stages import pace_of
 
 
 def measure_paces(
@@ -24,7 +25,7 @@ def measure_paces(
         models[recipe.model_name(stage)] = Paced(
             model=configs[stage],
             phase=recipe.mixture_training(own),
-            pace=Pace(**bam.pace_of(recipe, stage)),
+            pace=Pace(**pace_of(recipe, stage)),
             device="cuda" if group.gpus and torch.cuda.is_available() else "cpu",
             threads=group.cpus,
         )

@@ -1,46 +1,38 @@
-"""A plan to artifacts: jobs, the executor that runs them, and the adapters each gets in its own process."""
+"""A plan to artifacts: the jobs, and the executor that runs them."""
 
 from __future__ import annotations
 
 import atexit
-import functools
-import hashlib
 import os
 import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
-from bam_core.errors import ArtifactDamaged, LeaseHeld, StageFailed, StoreError, UsageError, nearest
+from bam_core.errors import ArtifactDamaged, LeaseHeld, StoreError, UsageError, nearest
 from bam_core.graph.key import input_keys, stage_key, stage_payload
 from bam_core.graph.plan import Decision, rebuilt_input
 from bam_core.graph.record import Record
 from bam_core.graph.runs import Run, RunStage
 from bam_core.graph.select import Selection
 from bam_core.graph.stage import Pipeline, Stage, StageName, kind_of
-from bam_core.plugins import require_same
-from bam_core.protocols import Executor, Metrics, Place, Searcher, StageFunction, Tracker, Trainer
-from infra.devices import device_name
-from infra.live_log import LiveLog
-from infra.provenance import capture, mask_text, mask_values
-from infra.sources import TextSources
+from bam_core.protocols import Executor
+from infra.provenance import capture, mask_values
 from infra.store import ArtifactStore
 from pipelines import bam
-from pipelines.attempt import Services, StageEnd, StageJob, run_stage_job
-from pipelines.plugging import PLUGINS
+from pipelines.attempt import StageJob
 from pipelines.recipe import Recipe
 from pipelines.runner import Display, PipelineRun, RunResult, StageResult, Task, terminated_as_interrupted
-from pipelines.stages import KINDS
 from pipelines.wiring.exchanging import adopted_configs
 from pipelines.wiring.imported import with_imports
 from pipelines.wiring.on_record import is_swept, run_on_record
 from pipelines.wiring.planning import Plan, make_plan, text_digests
+from pipelines.wiring.services import run_job
 from pipelines.wiring.settings import Settings, open_store, open_tracker
 
 INTERRUPTED = 130
@@ -115,7 +107,7 @@ def run(
                 handle = tracking.result()
         most = max_parallel or recipe.runtime.max_parallel or executor.capacity
         most = min(most, executor.capacity) if settings.executor == "local" else most
-        status = watcher.run(executor, Task(_run_stage, (handle, settings)), most)
+        status = watcher.run(executor, Task(run_job, (handle, settings)), most)
     except KeyboardInterrupt:
         with _left_at_once():
             display.message("interrupted: what is done is kept, and the same command continues (ctrl-C: leave at once)")
@@ -212,7 +204,7 @@ def run_given(stage: Stage, inputs: Mapping[str, Record], settings: Settings, di
     tracker = open_tracker(settings, display.message)
     status, handle = "interrupted", tracker.start_pipeline(EDITS, run_id, asked_for)
     try:
-        status = watcher.run(_open_executor(settings, alone, [stage.name]), Task(_run_stage, (handle, settings)), 1)
+        status = watcher.run(_open_executor(settings, alone, [stage.name]), Task(run_job, (handle, settings)), 1)
     except KeyboardInterrupt:
         display.message("interrupted: the same command does it again")
     finally:
@@ -281,119 +273,6 @@ def _open_executor(settings: Settings, pipeline: Pipeline, to_do: Sequence[str])
         executor.close()
         raise
     return executor
-
-
-def _run_stage(job: StageJob, tracking: Mapping[str, Any], settings: Settings) -> StageEnd:
-    """The task that an executor runs, in this process or another. tracking: the pipeline run's handle."""
-    try:
-        # One stage at a time here, so a run that waited for another's could do nothing else.
-        return run_stage_job(job, tracking, _services(settings, tracking), waits=settings.executor != "local")
-    except StageFailed as error:  # in the words of whatever library failed
-        raise StageFailed(mask_text(str(error))) from error
-
-
-@functools.lru_cache(maxsize=1)
-def _stage_tracker(settings: Settings, run_id: str | None) -> Tracker:
-    """One for all stages of a run that this process makes: if MLflow does not answer, it is given up once."""
-    return open_tracker(settings)
-
-
-def _services(settings: Settings, tracking: Mapping[str, Any]) -> Services:
-    store = open_store(settings, working=True)
-    tracker = _stage_tracker(settings, tracking.get("run_id"))
-    return Services(
-        store=store,
-        tracker=tracker,
-        sources=TextSources(),
-        function=_stage_function,
-        trainer=lambda job, records, attempt, log: _trainer(settings, store, job, records, attempt, log),
-        searcher=_searcher,
-        live_log=lambda attempt, handle: LiveLog(attempt, tracker, handle),
-        capture=_capture(settings),
-        place=_place(settings),
-    )
-
-
-def _stage_function(stage: Stage) -> StageFunction:
-    """Raises BamError if a plug-in is not, where the stage runs, the one that was planned with."""
-    require_same(stage.config.get(PLUGINS, {}))
-    return KINDS[stage.function].function()
-
-
-def _capture(settings: Settings) -> Callable[[Path], Any]:
-    """A Ray task has a process to itself, so its output goes to the attempt's log; a thread has not."""
-    if settings.executor == "local":
-        return lambda path: nullcontext()
-    from infra.logs import capture_output
-
-    return capture_output
-
-
-def _place(settings: Settings) -> Callable[[], Place]:
-    if settings.executor == "local":
-        return lambda: {"host": socket.gethostname(), "device": device_name()}
-    from infra.ray_train import place
-
-    return place
-
-
-def _trainer(
-    settings: Settings,
-    store: ArtifactStore,
-    job: StageJob,
-    records: Mapping[str, Record],
-    attempt: Path,
-    log: Callable[[int, Metrics], None],
-) -> Trainer:
-    name = _training_name(job, records)
-    locate = LocateInputs(store.uri, dict(records))
-    if settings.executor == "local":
-        from infra.local_executor import LocalTrainer
-
-        here = store.training_dir(job.stage.name, job.key) / name
-        return LocalTrainer(here, locate(), log)
-    from infra.ray_train import RayTrainer
-
-    return RayTrainer(f"{store.training_uri(job.stage.name, job.key)}/{name}", locate, log, attempt)
-
-
-def _searcher(stage: Stage, trainer: Trainer) -> Searcher | None:
-    """Only for a stage that searches: Ray Tune takes long to import."""
-    if stage.function != "tune":
-        return None
-    from infra.local_executor import LocalTrainer
-
-    if isinstance(trainer, LocalTrainer):
-        from infra.local_search import LocalSearcher
-
-        return LocalSearcher(trainer)
-    from infra.ray_train import RayTrainer
-    from infra.ray_tune import RaySearcher
-
-    assert isinstance(trainer, RayTrainer)
-    return RaySearcher(trainer)
-
-
-def _training_name(job: StageJob, records: Mapping[str, Record]) -> str:
-    """A run resumes by name, so the name says what it is and, since a key does not see bytes, what it read.
-
-    What it replaces is in it too: a forced run continues its own checkpoints, never those of the run that it repeats.
-    """
-    read = "".join(f"{role}={record.digest};" for role, record in sorted(records.items()))
-    identity = read if job.replaces is None else f"{read}replaces={job.replaces}"
-    return f"{job.stage.name}-{job.key[:12]}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
-
-
-@dataclass(frozen=True)
-class LocateInputs:
-    """Local folders of a stage's inputs, wherever it is called."""
-
-    store_uri: str
-    records: Mapping[str, Record]
-
-    def __call__(self) -> dict[str, Path]:
-        store = ArtifactStore(self.store_uri)
-        return {role: store.localize(record) for role, record in self.records.items()}
 
 
 def _report(results: tuple[StageResult, ...]) -> str | None:

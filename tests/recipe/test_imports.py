@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from recipes import GOOD, MISSING, spoiled
 
@@ -291,6 +291,7 @@ PLACES = (
 
 
 @settings(max_examples=150)
+@example([("domains", {})])
 @given(st.lists(st.tuples(st.sampled_from(PLACES), JUNK), min_size=1, max_size=3))
 def test_any_junk_is_refused_in_words_or_can_be_built(changes: list[tuple[str, Any]]) -> None:
     document = importing()
