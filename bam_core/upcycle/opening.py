@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bam_core.hf import Imported, read_checkpoint
-from bam_core.upcycle.adapter import Adapter, adapted, is_adapter, read_adapter
+from bam_core.upcycle.adapter import Adapter, is_adapter, read_adapter
+from bam_core.upcycle.adapter_merge import adapted
 from bam_core.upcycle.vocabulary import Vocabulary, read_vocabulary
 
 TOKENIZER = "tokenizer.json"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import fsum
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from bam_core.config import Gate, KeysValues
 from bam_core.config.fields import choice, choice_or_plugin, is_positive, positive_ints
@@ -21,7 +21,8 @@ Slots = Literal["per-domain", "random"] | tuple[str, ...]
 ablation of BAM); or a list of dense models, an expert each, repeats allowed."""
 
 SCALES = ("none", "gate", "experts", "weights")
-MERGE_METHODS = ("mean", "weighted", "seed", "slerp", "ties", "dare")
+MergeMethod = Literal["mean", "weighted", "seed", "slerp", "ties", "dare"]
+MERGE_METHODS: tuple[str, ...] = get_args(MergeMethod)
 """The rows of `merge.MERGES`, named here too, so that planning a variant loads no torch."""
 
 WEIGHTS_TOLERANCE = 1e-6
@@ -96,7 +97,7 @@ class MergeSpec:
     part of each difference from the seed that `ties` keeps. drop: the part that `dare` leaves out.
     """
 
-    method: Literal["mean", "weighted", "seed", "slerp", "ties", "dare"] = "mean"
+    method: MergeMethod = "mean"
     weights: Mapping[str, float] = field(default_factory=dict, hash=False)
     density: float = 0.2
     drop: float = 0.5

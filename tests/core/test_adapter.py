@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bam_core.errors import InvalidInput
-from bam_core.upcycle.adapter import merged_tensors, read_adapter
+from bam_core.upcycle.adapter import read_adapter
+from bam_core.upcycle.adapter_merge import merged_tensors
 
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["q"], "base_model_name_or_path": "org/base"}
 A, B = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0], [0.0, 0.0]])

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 
 from bam_core.errors import InvalidInput
 from bam_core.hf import read_checkpoint
-from bam_core.upcycle.adapter import adapted, is_adapter, read_adapter
+from bam_core.upcycle.adapter import is_adapter, read_adapter
+from bam_core.upcycle.adapter_merge import adapted
 from bam_core.upcycle.opening import open_checkpoint
 
 SIZES = {
