@@ -14,7 +14,7 @@ import click
 from bam.words import html_lines, html_table, in_words
 from bam_core.errors import StageFailed
 from bam_core.graph.key import key12
-from pipelines.cli.runs import failures, result_text
+from pipelines.cli.ending import failures, result_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -99,6 +99,11 @@ class InvalidInput(UsageError):
         return type(self), (self.where, self.problems)
 
 
+def install_extra(name: str) -> str:
+    """How to install one of bam's extras, from a checkout or from a wheel; no index is asked for bam itself."""
+    return f"in a checkout pip install -c constraints.txt -e '.[{name}]', with a wheel pip install 'WHEEL[{name}]'"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?`, or the list of what is known when nothing is near."""
     known = sorted(known)

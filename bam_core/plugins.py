@@ -164,7 +164,7 @@ def _origin(entry: metadata.EntryPoint) -> tuple[str, str]:
     """Distribution and version; empty where its metadata is damaged."""
     if entry.dist is None:
         return "", ""
-    read = entry.dist.metadata
+    read: Any = entry.dist.metadata  # its type has `get` from Python 3.12 on
     # With get: some readers of metadata (the backport, once imported, reads for all) raise where a key is missing.
     return read.get("Name") or "", read.get("Version") or ""
 

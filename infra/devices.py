@@ -25,3 +25,9 @@ def processor() -> str:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return next(iter(models), "") or platform.processor() or platform.machine()
+
+
+def nvidia_gpus() -> int:
+    """How many the driver of this machine shows, whether or not anything here can use them."""
+    listed = list(Path("/proc/driver/nvidia/gpus").glob("*"))
+    return len(listed) or len(list(Path("/dev").glob("nvidia[0-9]*")))

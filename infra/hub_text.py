@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from bam_core.data.picking import Picker, Placed
-from bam_core.errors import InvalidInput, Problem
+from bam_core.errors import InvalidInput, Problem, install_extra
 from infra.text_files import find_files
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -33,6 +34,7 @@ def is_folder(path: str) -> bool:
 def identity(spec: Spec) -> list[str]:
     """What the data set's content is known by. Raises InvalidInput."""
     path = _path(spec)
+    require_library(path)
     if not is_folder(path):
         return [resolve_commit(path, spec["revision"])]
     folder = _folder(path)
@@ -77,6 +79,7 @@ def read_rows(spec: Spec, picker: Picker) -> Iterator[Placed]:
     Raises InvalidInput, also midway.
     """
     path, split, streams = _path(spec), spec["split"], spec["streaming"]
+    require_library(path)
     if streams and not re.fullmatch(r"\w[\w.-]*", split):
         remedy = "max_documents reads the first ones only"
         raise InvalidInput("source", [Problem("split", split, "streaming reads whole splits", remedy)])
@@ -96,6 +99,12 @@ def read_rows(spec: Spec, picker: Picker) -> Iterator[Placed]:
         raise
     except Exception as error:
         raise _invalid(path, f"split {split!r} cannot be read on: {_first_line(error)}") from error
+
+
+def require_library(path: str) -> None:
+    """Before anything is planned: a run would end where it reads the text. Raises InvalidInput."""
+    if find_spec("datasets") is None:
+        raise _invalid(path, "needs the package datasets, which is an extra", install_extra("hf"))
 
 
 def _opened(spec: Spec, path: str, split: str, streams: bool) -> Iterable[Any]:

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bam_core.errors import BamError, UsageError
+from bam_core.errors import BamError, UsageError, install_extra
 
 NEEDED = ("transformers", "fastapi", "uvicorn", "openai")
 BACKLOG = 2048
@@ -31,7 +31,7 @@ def require_libraries() -> None:
     """Raises UsageError naming those that are not installed."""
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         words = f"{', '.join(missing)}: not installed; `bam serve` is an extra: "
-        raise UsageError(words + "pip install -c constraints.txt -e '.[serve]'")
+        raise UsageError(words + install_extra("serve"))
 
 
 def is_loopback(host: str) -> bool:

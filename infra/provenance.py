@@ -24,6 +24,7 @@ from typing import Any
 
 import bam_core
 from bam_core.errors import UsageError
+from infra.wheel_commit import wheel_commit
 
 OVERRIDE = "BAM_PROVENANCE"
 HIDDEN = "***"
@@ -59,7 +60,8 @@ def capture(argv: Sequence[str]) -> dict[str, Any]:
     given = _override()
     found = {"git_commit": None, "dirty": None, "dirty_diff_sha256": None}
     if "git_commit" not in given:
-        found |= _git_state(Path(bam_core.__file__).resolve())
+        source = Path(bam_core.__file__).resolve()
+        found |= _git_state(source) or _wheel_state(source)
     return {
         **found,
         "packages": _versions(),
@@ -148,8 +150,7 @@ def _override() -> dict[str, Any]:
 
 
 def _git_state(source: Path) -> dict[str, Any]:
-    """State of the checkout that tracks `source`; nulls without one, as for an install inside a checkout."""
-    unknown: dict[str, Any] = {"git_commit": None, "dirty": None, "dirty_diff_sha256": None}
+    """State of the checkout that tracks `source`; empty without one, as for an install inside a checkout."""
     try:
         folder = source.parent
         _git(folder, "ls-files", "--error-unmatch", source.name)
@@ -164,9 +165,18 @@ def _git_state(source: Path) -> dict[str, Any]:
             content = (top / os.fsdecode(name)).read_bytes()
             diff += name + b"\0" + hashlib.sha256(content).digest()
     except (OSError, subprocess.SubprocessError):
-        return unknown
+        return {}
     digest = hashlib.sha256(diff).hexdigest() if diff else None
     return {"git_commit": commit, "dirty": bool(diff), "dirty_diff_sha256": digest}
+
+
+def _wheel_state(source: Path) -> dict[str, Any]:
+    """The same of an installed wheel that says its commit; empty where none does."""
+    found = wheel_commit(source)
+    if found is None:
+        return {}
+    commit, changes = found
+    return {"git_commit": commit, "dirty": changes is not None, "dirty_diff_sha256": changes}
 
 
 def _git(folder: Path, *words: str) -> bytes:

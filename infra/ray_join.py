@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +17,8 @@ from typing import Any
 import ray
 
 from bam_core.errors import UsageError
+from infra.ray_address import require_answer
 
-CONNECT_S = 10
 PROBE_S = 120
 """For a node to start a process that looks for a file."""
 _NATIVE_LINE = re.compile(rb"^\[\d{4}-\d\d-\d\d .*\] .*\.(cc|h):\d+: ")
@@ -27,7 +26,7 @@ _NATIVE_LINE = re.compile(rb"^\[\d{4}-\d\d-\d\d .*\] .*\.(cc|h):\d+: ")
 
 def join(address: str, *, verbose: bool, **options: Any) -> None:
     """`ray.init` on a cluster. Raises UsageError if it is away, refuses the token or has other versions."""
-    _require_answer(address)
+    require_answer(address)
     with _native_log(kept=verbose) as said:
         try:
             ray.init(address=address, **options)
@@ -79,29 +78,6 @@ def _answer(ref: ray.ObjectRef) -> bool:
         return bool(ray.get(ref, timeout=0))
     except ray.exceptions.RayError:
         return False
-
-
-def _require_answer(address: str) -> None:
-    """Raises UsageError at once if nothing listens there. `auto` is looked up by Ray."""
-    if address == "auto":
-        return
-    if address.startswith("ray://"):
-        raise UsageError(
-            f"--address {address}: Ray Client is not supported; from outside the cluster give http://HOST:8265, which "
-            "runs this as a job"
-        )
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UsageError(
-            f"--address {address}: must read http://HOST:8265 (a job), HOST:PORT of the head, seen from a node, or auto"
-        )
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
-    except OSError as error:
-        raise UsageError(
-            f"--address {address}: nothing answers there ({error.strerror or error}); is the cluster up, and this "
-            "machine a node of it? From elsewhere give http://HOST:8265"
-        ) from error
 
 
 def _why(error: Exception, said: bytes) -> str:

@@ -25,13 +25,14 @@ from typing import Any, TypeVar
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from bam_core.errors import StoreError
+from bam_core.errors import StoreError, install_extra
 from infra.patience import Patience, open_for_reading
 from infra.provenance import mask_text
 
 T = TypeVar("T")
 
 CHUNK_BYTES = 1 << 20
+S3 = ("s3://", "s3a://")
 N_TOGETHER = 16
 _TIMES = ("LastModified", "mtime", "last_modified", "updated", "created")
 """What file systems call the time of a file's last change."""
@@ -59,7 +60,7 @@ class Storage:
         try:
             self.fs, root = open_filesystem(uri)
         except ImportError as error:
-            raise StoreError(f"{self.shown}: {error} (pip install it in this environment)") from error
+            raise StoreError(f"{self.shown}: {error}; {missing_library(uri)}") from error
         except Exception as error:
             raise StoreError(f"{self.shown}: cannot be opened: {mask_text(str(error))}") from _cause(error)
         self.is_local = isinstance(self.fs, LocalFileSystem)
@@ -244,11 +245,16 @@ class Storage:
             raise StoreError(f"{place}: cannot {doing}: {reason}; {_remedy(error)}") from _cause(error)
 
 
+def missing_library(uri: str) -> str:
+    """What to install for a place whose library fsspec does not find."""
+    return f"it is an extra: {install_extra('s3')}" if uri.startswith(S3) else "pip install it in this environment"
+
+
 def open_filesystem(uri: str) -> tuple[Any, str]:
     """(fsspec's file system, path on it). Raises whatever its library raises."""
     # Listings must not be cached: another process's record or lease would stay invisible.
     options: dict[str, Any] = {"use_listings_cache": False}
-    if uri.startswith(("s3://", "s3a://")):
+    if uri.startswith(S3):
         # How long a server may be away is for `Patience` to say. Left alone, botocore and s3fs multiply their tries.
         options["config_kwargs"] = {"retries": {"mode": "standard", "max_attempts": 1}}
     fs, path = url_to_fs(uri, **options)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import psutil
 
 from bam_core.protocols import Metrics
+from infra.gpu_metrics import gpu_figures
 
 FIRST_S, EVERY_S = 2.0, 10.0
 
@@ -53,4 +54,5 @@ def _figures() -> dict[str, float]:
         "system/system_memory_usage_megabytes": memory.used / 1e6,
         "system/system_memory_usage_percentage": memory.percent,
         "system/process_memory_usage_megabytes": psutil.Process().memory_info().rss / 1e6,
+        **gpu_figures(),
     }

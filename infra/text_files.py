@@ -20,7 +20,7 @@ from bam_core.documents import LFS_POINTER
 from bam_core.errors import InvalidInput, Problem
 from infra.patience import Patience, open_for_reading
 from infra.provenance import mask_text
-from infra.storage import LOOK_PATIENCE_S, PATIENCE_S, open_filesystem
+from infra.storage import LOOK_PATIENCE_S, PATIENCE_S, missing_library, open_filesystem
 
 CHUNK_BYTES = 1 << 20
 PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -177,4 +177,5 @@ def _matches(fs: Any, place: str) -> list[str]:
 
 def _unreadable(path: str, error: Exception) -> InvalidInput:
     expected = f"cannot be read: {mask_text(str(error)) or type(error).__name__}"
-    return InvalidInput("source", [Problem("path", path, expected)])
+    remedy = missing_library(path) if isinstance(error, ImportError) else ""
+    return InvalidInput("source", [Problem("path", path, expected, remedy)])

@@ -34,7 +34,10 @@ HELD_S = 1.0
 
 @dataclass(frozen=True)
 class StageState:
-    """One line of the live table. progress: step, total_steps, loss, tokens_per_s ... of a running stage."""
+    """One line of the live table. progress: step, total_steps, loss, tokens_per_s ... of a running stage.
+
+    waits_for: of a pending one, the stages that must be done before it may start.
+    """
 
     stage: str
     key: str
@@ -43,6 +46,7 @@ class StageState:
     reason: str
     seconds: float = 0.0
     progress: Mapping[str, Any] = field(default_factory=dict)
+    waits_for: tuple[str, ...] = ()
 
 
 class Display(Protocol):
@@ -195,7 +199,12 @@ class PipelineRun:
             reason,
             self._seconds(decision.stage),
             progress or {},
+            self._waits_for(decision) if status == "pending" else (),
         )
+
+    def _waits_for(self, decision: Decision) -> tuple[str, ...]:
+        parents = [self._decisions[name] for name in decision.after if name in self._decisions]
+        return tuple(parent.stage for parent in parents if self._status(parent) not in ("done", "reused"))
 
     def _progress(self, name: str) -> Mapping[str, Any]:
         """Nothing of a store that is away: a stage that needs it says so, and the others go on."""

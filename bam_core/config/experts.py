@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from bam_core.config.fields import booleans, choice, choice_or_plugin, is_positive, positive_ints
 from bam_core.errors import Problem
 from bam_core.plugins import ROUTING_RULES
 
 Gate = Literal["softmax_topk", "topk_softmax", "softmax_topk_renorm", "softmax_topk_ste", "sample_top1"]
-GATES: tuple[str, ...] = ("softmax_topk", "topk_softmax", "softmax_topk_renorm", "softmax_topk_ste", "sample_top1")
+GATES: tuple[str, ...] = get_args(Gate)
 """A plug-in's routing rule goes by its own name beside them (`bam_core.plugins`)."""
 SUM_TO_ONE = frozenset(GATES) - {"softmax_topk"}
 """Those whose gates sum to 1 by construction."""

@@ -8,7 +8,9 @@ doctor.py    doctor                                      forecasts.py what a pla
 comparing.py diff                                       scoring.py  tasks, lm-eval
 verifying.py verify, keygen                                 exchange.py adopt
 chatting.py  chat                                       moving.py   import-config
-serving.py   serve
+serving.py   serve                                        init.py     init (asking.py: its questions)
+ending.py    how a run ends, and what to do next         commands.py examples in help texts, the nearest command
+completing.py completion, and what shells are offered    units.py    ages, sizes and numbers as they are typed
 
 Importing this package imports neither torch nor Ray nor MLflow: `bam --help` answers at once. So `wiring`,
 which joins all of them, is imported inside the commands that need it.

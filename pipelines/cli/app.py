@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from bam_core.errors import BamError, UsageError, nearest
+from bam_core.errors import BamError, UsageError
+from pipelines.cli.commands import Commands
 
 if TYPE_CHECKING:
     from pipelines.wiring import Settings
@@ -113,7 +114,9 @@ def with_session(command: Callable[..., int | None]) -> Callable[..., Any]:
     @functools.wraps(command)
     def run(context: click.Context, **values: Any) -> int | None:
         here = {name: values.pop(name) for name in (*_ENVIRONMENT, "as_json", "verbose")}
-        session = session_from({name: value or (context.obj or {}).get(name) for name, value in here.items()})
+        before = context.obj or {}
+        given = {name: before.get(name) if value in (None, False) else value for name, value in here.items()}
+        session = session_from(given)
         with _only_answers_on_stdout(session.json):
             return command(session, **values)
 
@@ -122,28 +125,21 @@ def with_session(command: Callable[..., int | None]) -> Callable[..., Any]:
 
 def session_from(given: Mapping[str, Any]) -> Session:
     """The common options as given, else from the environment. Raises UsageError."""
-    typed = {name: given[name] for name in _ENVIRONMENT if given[name]}
+    typed = {name: given[name] for name in _ENVIRONMENT if given[name] is not None}
+    for name, value in typed.items():
+        if not value:  # of a variable of the shell that is not set, likely: the default would be another place
+            raise UsageError(f"--{name.replace('_', '-')}: is empty; give a value, or leave it out")
     values = {name: os.environ[variable] for name, variable in _ENVIRONMENT.items() if os.environ.get(variable)} | typed
     if values.get("executor", "ray") not in ("ray", "local"):
         raise UsageError(f"BAM_EXECUTOR={values['executor']!r}: must be ray or local")
     return Session(**values, json=bool(given["as_json"]), verbose=bool(given["verbose"]), typed=typed)
 
 
-class Commands(click.Group):
-    """Commands by name; a misspelt one gets the nearest."""
-
-    def resolve_command(self, context: click.Context, args: list[str]) -> Any:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            raise UsageError(
-                f"no command {args[0]!r}: {nearest(args[0], self.commands)} (`{context.command_path} --help`)"
-            )
-        return super().resolve_command(context, args)
-
-    def list_commands(self, context: click.Context) -> list[str]:
-        return list(self.commands)
-
-
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    examples=("bam run quickstart", "bam generate train.bam 'The court held that'", "bam ui"),
+)
 @click.version_option(package_name="bam", prog_name="bam")
 @common_options
 @click.pass_context
@@ -155,6 +151,8 @@ def bam(context: click.Context, **given: Any) -> None:
     130 interrupted.
     """
     context.obj = given
+    if os.environ.get("NO_COLOR"):
+        context.color = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -164,6 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         card,
         chatting,
         comparing,
+        completing,
         doctor,
         exchange,
         experts,
@@ -171,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         fit,
         house,
         importing,
+        init,
         jobs,
         listing,
         moving,
@@ -186,6 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
     modules = (
+        init,
         runs,
         jobs,
         listing,
@@ -209,6 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         weighing,
         pace,
         results,
+        completing,
     )
     for module in modules:
         for command in module.COMMANDS:

@@ -6,7 +6,8 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import indent
@@ -18,8 +19,9 @@ from bam_core.errors import ArtifactDamaged, UsageError, nearest
 from bam_core.graph.key import key12
 from bam_core.graph.record import Output, Record
 from bam_core.graph.refs import resolve
-from pipelines.cli import text
+from pipelines.cli import completing, text
 from pipelines.cli.app import Session, with_session
+from pipelines.cli.commands import Command
 from pipelines.cli.step0 import step0_text
 from pipelines.cli.text_stats import STATS_FILE, stats_text
 
@@ -29,8 +31,14 @@ if TYPE_CHECKING:
     from infra.store import ArtifactStore
 
 
-@click.command()
-@click.argument("ref")
+@click.command(
+    cls=Command,
+    examples=(
+        "bam show train.bam",
+        "bam show mix.bam@0123abcd --json",
+    ),
+)
+@click.argument("ref", shell_complete=completing.artifacts)
 @with_session
 def show(session: Session, ref: str) -> None:
     """One artifact's record in full; of a mixture what it was at step 0, of a text what was left out of it."""
@@ -42,7 +50,7 @@ def show(session: Session, ref: str) -> None:
     value |= {"text": stats} if stats else {}
 
     def words() -> str:
-        found = {"text": stats_text(stats)} if stats else {}
+        found = {"text": stats_text(stats, _inside())} if stats else {}
         if step0:
             found["step 0"] = step0_text(step0, width=max(40, shutil.get_terminal_size().columns - 2))
         parts = [record_text(record, uri)]
@@ -90,17 +98,24 @@ def record_text(record: Record, uri: str) -> str:
     ]
     outputs = [[output.path, text.size(output.size), output.sha256[:12]] for output in record.outputs]
     inputs = [[role, f"{given.stage}@{key12(given.key)}", given.digest[:12]] for role, given in record.inputs.items()]
+    width = _inside()
     sections = {
-        "inputs": text.table(["role", "artifact", "digest"], inputs) if inputs else "",
-        "outputs": text.table(["file", "size", "sha256"], outputs, right=(1,)),
-        "metrics": _pairs((name, text.number(value)) for name, value in record.metrics.items()),
-        "config": json.dumps(record.payload.get("config", {}), indent=2, default=str),
-        "provenance": _pairs((name, _short(value)) for name, value in record.provenance.items()),
+        "inputs": indent(text.table(["role", "artifact", "digest"], inputs, width=width), "  ") if inputs else "",
+        "outputs": indent(text.table(["file", "size", "sha256"], outputs, right=(1,), width=width), "  "),
+        "metrics": text.pairs(((name, text.number(value)) for name, value in record.metrics.items()), 2),
+        "config": indent(json.dumps(record.payload.get("config", {}), indent=2, default=str), "  "),
+        "provenance": text.pairs(((name, _short(value)) for name, value in record.provenance.items()), 2),
     }
-    parts = [click.style(f"{record.stage}@{key12(record.key)}", bold=True), indent(_pairs(head), "  ")]
+    parts = [click.style(f"{record.stage}@{key12(record.key)}", bold=True), text.pairs(head, 2)]
     for title, body in sections.items():
-        parts += ["", click.style(title, bold=True), indent(body, "  ")] if body else []
+        parts += ["", click.style(title, bold=True), body] if body else []
     return "\n".join(parts)
+
+
+def _inside() -> int | None:
+    """Columns for what is indented by two."""
+    most = text.columns()
+    return None if most is None else most - 2
 
 
 def _short(value: Any) -> str:
@@ -111,14 +126,11 @@ def _short(value: Any) -> str:
     return str(value)
 
 
-def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
-    rows = [(name, value) for name, value in pairs]
-    width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join(f"{click.style(name.ljust(width), dim=True)}  {value}" for name, value in rows)
-
-
-@click.command()
-@click.argument("ref")
+@click.command(
+    cls=Command,
+    examples=("bam tree train.bam",),
+)
+@click.argument("ref", shell_complete=completing.artifacts)
 @with_session
 def tree(session: Session, ref: str) -> None:
     """What REF was made from, as a tree."""
@@ -156,8 +168,14 @@ def _branches(node: Mapping[str, Any], known: Known, stem: str, turn: str) -> It
         yield from _branches(inner, known, below, "└─ " if index == len(node["inputs"]) - 1 else "├─ ")
 
 
-@click.command()
-@click.argument("ref", metavar="REF[:PATH]")
+@click.command(
+    cls=Command,
+    examples=(
+        "bam get report:report.html",
+        "bam get evaluate:perplexity.json -",
+    ),
+)
+@click.argument("ref", metavar="REF[:PATH]", shell_complete=completing.artifacts)
 @click.argument("dest", required=False)
 @with_session
 def get(session: Session, ref: str, dest: str | None) -> None:
@@ -180,8 +198,7 @@ def get(session: Session, ref: str, dest: str | None) -> None:
     taken = [str(to) for _, to, _ in files if to.exists()]
     if taken:
         raise UsageError(f"{taken[0]} exists already: nothing was written; give another DEST")
-    for source, to, output in files:
-        _copy(source, to, output)
+    _copy_all(files, f"{record.stage}@{key12(record.key)}")
     value = {
         "artifact": store.artifact_uri(record.stage, record.key),
         "dest": str(target),
@@ -210,8 +227,28 @@ def _destination(dest: str | None, name: str) -> Path:
     return target / base if dest and target.is_dir() else target
 
 
-def _copy(source: Path, to: Path, output: Output) -> None:
-    """Raises ArtifactDamaged, leaving nothing, unless the copy has the recorded digest."""
+def _copy_all(files: Sequence[tuple[Path, Path, Output]], artifact: str) -> None:
+    """Every file (source, copy, as recorded), or none: what was made until one fails is gone again."""
+    made: list[Path] = []
+    try:
+        for source, to, output in files:
+            made += _folders_to_make(to.parent)
+            made.append(to)
+            _copy(source, to, output, artifact)
+    except BaseException:
+        for path in reversed(made):
+            with suppress(OSError):
+                path.rmdir() if path.is_dir() else path.unlink()
+        raise
+
+
+def _folders_to_make(folder: Path) -> list[Path]:
+    """Those of its path that are not there, the outermost first."""
+    return [path for path in reversed([folder, *folder.parents]) if not path.exists()]
+
+
+def _copy(source: Path, to: Path, output: Output, artifact: str) -> None:
+    """Raises ArtifactDamaged unless the copy has the recorded digest."""
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, to)
@@ -220,8 +257,10 @@ def _copy(source: Path, to: Path, output: Output) -> None:
     with to.open("rb") as copy:
         digest = hashlib.file_digest(copy, "sha256").hexdigest()
     if digest != output.sha256:
-        to.unlink()
-        raise ArtifactDamaged(f"{output.path}: has sha256 {digest[:12]}, its record says {output.sha256[:12]}")
+        raise ArtifactDamaged(
+            f"{artifact}: {output.path} has sha256 {digest[:12]}, its record says {output.sha256[:12]}: nothing was "
+            "written; the run that made it makes it again"
+        )
 
 
 COMMANDS = (show, tree, get)

@@ -7,11 +7,16 @@ from pathlib import Path
 import click
 
 from bam_core.errors import UsageError
+from pipelines.cli import completing
 from pipelines.cli.app import Session, with_session
+from pipelines.cli.commands import Command
 
 
-@click.command()
-@click.argument("ref")
+@click.command(
+    cls=Command,
+    examples=("bam card train.bam --out README.md",),
+)
+@click.argument("ref", shell_complete=completing.artifacts)
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write it there; nothing is overwritten.")
 @with_session
 def card(session: Session, ref: str, out: Path | None) -> None:

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bam_core.errors import UsageError
+from pipelines.cli import completing
 from pipelines.cli.app import Session, with_session
+from pipelines.cli.commands import Command
+from pipelines.cli.units import FloatRange, IntRange
 
 if TYPE_CHECKING:
     from pipelines.wiring import Chat
@@ -20,21 +23,25 @@ PROMPT = "> "
 HELP = "ctrl-C stops an answer, ctrl-D leaves, /new starts over"
 
 
-@click.command()
-@click.argument("ref")
-@click.option("--system", metavar="TEXT", help="What the model is told before all else.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Of an answer.")
-@click.option(
-    "--temperature", type=click.FloatRange(min=0), default=0.7, show_default=True, help="0 takes the likeliest."
+@click.command(
+    cls=Command,
+    examples=(
+        "bam chat train.bam",
+        "bam chat train.bam --system 'Answer in one sentence.' --temperature 0",
+    ),
 )
+@click.argument("ref", shell_complete=completing.artifacts)
+@click.option("--system", metavar="TEXT", help="What the model is told before all else.")
+@click.option("--max-new-tokens", type=IntRange(min=1), default=256, show_default=True, help="Of an answer.")
+@click.option("--temperature", type=FloatRange(min=0), default=0.7, show_default=True, help="0 takes the likeliest.")
 @click.option(
     "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FloatRange(0, 1, min_open=True),
     default=0.95,
     show_default=True,
     help="Draw from the fewest likeliest tokens whose probability reaches this.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=IntRange(min=0), default=0, show_default=True)
 @click.option("--plain", is_flag=True, help="Continue the text, whether there is a chat template or not.")
 @click.option("--dtype", type=click.Choice(["fp32", "bf16", "fp64"]), help="[as stored, at least fp32]")
 @with_session

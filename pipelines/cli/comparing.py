@@ -12,15 +12,21 @@ import click
 from bam_core.graph.diff import BYTES, NAME, UNKNOWN, Cause, Difference, Pair
 from bam_core.graph.key import Change
 from bam_core.graph.words import clip, listed, printable, short
+from pipelines.cli import completing
 from pipelines.cli.app import Session, with_session
+from pipelines.cli.commands import Command
 
 MOST = 12
 """Changes that are named; JSON has all."""
 
 
-@click.command("diff")
-@click.argument("left", metavar="A")
-@click.argument("right", metavar="B")
+@click.command(
+    "diff",
+    cls=Command,
+    examples=("bam diff seed@0123abcd seed@latest",),
+)
+@click.argument("left", metavar="A", shell_complete=completing.artifacts)
+@click.argument("right", metavar="B", shell_complete=completing.artifacts)
 @click.option("--exit-code", is_flag=True, help="Exit with 1 if they differ.")
 @with_session
 def diff(session: Session, left: str, right: str, exit_code: bool) -> int:

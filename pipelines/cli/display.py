@@ -224,8 +224,7 @@ def _cells(state: StageState, figures: Figures, width: int) -> list[RenderableTy
 
     mark, style = MARKS.get(state.status, (" ", ""))
     runs = state.status == "running"
-    failed = state.status == "failed" and width >= NARROW
-    words = state.reason.partition("\n")[0] if failed else state.status
+    words = _words(state) if width >= NARROW else state.status
     faded = "dim" if state.status in ("pending", "reused", "skipped") else ""
     speed = text.count(figures.tokens_per_s) if runs and figures.tokens_per_s is not None else ""
     return [
@@ -238,6 +237,15 @@ def _cells(state: StageState, figures: Figures, width: int) -> list[RenderableTy
         Text(text.duration(figures.eta_s) if runs and figures.eta_s is not None else ""),
         Text(text.duration(state.seconds) if state.seconds else "", style=faded),
     ]
+
+
+def _words(state: StageState) -> str:
+    """Why it failed, what it waits for, or how it is."""
+    if state.status == "failed":
+        return state.reason.partition("\n")[0]
+    if state.status == "pending" and state.waits_for:
+        return f"after {', '.join(state.waits_for)}"
+    return state.status
 
 
 def _bar(figures: Figures) -> RenderableType:

@@ -11,13 +11,22 @@ import click
 
 from bam_core.errors import UsageError
 from pipelines.cli.app import Session, with_session
+from pipelines.cli.commands import Command
 from pipelines.cli.text import duration, size, styled, table
 
 if TYPE_CHECKING:
     from bam_core.planner.calibration import Calibration, Prices
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "bam doctor",
+        "bam doctor --store s3://bucket/bam --tracking-uri http://127.0.0.1:5000",
+        "bam doctor --address http://127.0.0.1:8265",
+        "bam doctor --calibrate --out here.json",
+    ),
+)
 @click.option("--calibrate", is_flag=True, help="Measure this machine, for `bam plan --on`; about a minute.")
 @click.option(
     "--out",
@@ -29,8 +38,9 @@ if TYPE_CHECKING:
 )
 @with_session
 def doctor(session: Session, calibrate: bool, out: Path) -> int:
-    """Is everything there that a run needs?
+    """Is everything there that a run needs? What is wrong is said with its remedy, and the exit status is 1.
 
+    Packages and their versions, GPU, memory for Ray, store, disk, keys, MLflow, plug-ins; with --address the cluster.
     With --calibrate: how long training steps, forward passes, text and disk take here, as a file for `bam plan --on`.
     Measure with nothing else running."""
     if calibrate:

@@ -9,12 +9,16 @@ import click
 from bam_core.graph.key import key12
 from pipelines.cli import text
 from pipelines.cli.app import Session, with_session
+from pipelines.cli.commands import Command
 
 if TYPE_CHECKING:
     from pipelines.wiring import Adopted
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=("bam adopt law s3://other-team/bam#expert.law",),
+)
 @click.argument("name")
 @click.argument("uri")
 @click.option("--replace", is_flag=True, help="NAME is another expert already: from now on it is this one.")

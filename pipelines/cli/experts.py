@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from bam_core.graph.key import key12
-from pipelines.cli import text
-from pipelines.cli.app import INTERRUPTED, Commands, Session, with_session
+from pipelines.cli import completing, text
+from pipelines.cli.app import INTERRUPTED, Session, with_session
+from pipelines.cli.commands import Command, Commands
+from pipelines.cli.units import IntRange
 
 if TYPE_CHECKING:
     from pipelines.runner import Display
@@ -22,20 +24,26 @@ STATUS = {"done": 0, "failed": 1, "interrupted": INTERRUPTED}
 _new = click.option("--as", "new", metavar="NEW", help="The new artifact's name: edit.NEW.")
 _tokens = click.option(
     "--tokens",
-    type=click.IntRange(min=1),
+    type=IntRange(min=1),
     default=16_384,
     show_default=True,
     help="Held-out tokens per domain, in whole documents, to measure before and after on.",
 )
 
 
-@click.group("expert", cls=Commands)
+@click.group(
+    "expert",
+    cls=Commands,
+    examples=("bam expert add train.bam --from expert.math --name math", "bam expert remove train.bam law"),
+)
 def expert() -> None:
     """Add an expert to a mixture, remove one, or get one back as a dense model."""
 
 
-@expert.command()
-@click.argument("ref")
+@expert.command(
+    examples=("bam expert add train.bam --from expert.math --name math --as with-math",),
+)
+@click.argument("ref", shell_complete=completing.artifacts)
 @click.option("--from", "expert_ref", metavar="EXPERT_REF", required=True, help="The dense model, such as expert.math.")
 @click.option("--name", required=True, help="What the expert is called in the mixture.")
 @_new
@@ -62,8 +70,10 @@ def add(session: Session, ref: str, expert_ref: str, name: str, new: str | None,
     return _edit(session, make)
 
 
-@expert.command()
-@click.argument("ref")
+@expert.command(
+    examples=("bam expert remove train.bam law --as without-law",),
+)
+@click.argument("ref", shell_complete=completing.artifacts)
 @click.argument("name")
 @_new
 @_tokens
@@ -78,8 +88,10 @@ def remove(session: Session, ref: str, name: str, new: str | None, tokens: int) 
     return _edit(session, make)
 
 
-@expert.command()
-@click.argument("ref")
+@expert.command(
+    examples=("bam expert extract train.bam law law-alone",),
+)
+@click.argument("ref", shell_complete=completing.artifacts)
 @click.argument("name")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
@@ -99,8 +111,11 @@ def extract(session: Session, ref: str, name: str, folder: Path, shared: Literal
     session.answer(value, lambda: _extracted_text(made, name))
 
 
-@click.command()
-@click.argument("ref")
+@click.command(
+    cls=Command,
+    examples=("bam blame train.bam 'blocks.1.attn.w_q[law]'",),
+)
+@click.argument("ref", shell_complete=completing.artifacts)
 @click.argument("tensor", metavar="TENSOR[EXPERT]")
 @with_session
 def blame(session: Session, ref: str, tensor: str) -> None:

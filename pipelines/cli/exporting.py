@@ -7,15 +7,22 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipelines.cli import text
+from pipelines.cli import completing, text
 from pipelines.cli.app import Session, with_session
+from pipelines.cli.commands import Command
 
 if TYPE_CHECKING:
     from pipelines.wiring import ExportedFolder
 
 
-@click.command()
-@click.argument("ref")
+@click.command(
+    cls=Command,
+    examples=(
+        "bam export train.bam exported",
+        "bam export train.btx exported --to mixtral --dtype bf16",
+    ),
+)
+@click.argument("ref", shell_complete=completing.artifacts)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "--to",

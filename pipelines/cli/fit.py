@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipelines.cli import text
+from pipelines.cli import completing, text
 from pipelines.cli.app import Session, with_session
+from pipelines.cli.commands import Command
 
 if TYPE_CHECKING:
     from bam_core.upcycle.fit import Fit
@@ -18,8 +19,14 @@ MARKS = {"fits": "", "note": "note: ", "misfit": "DOES NOT FIT: "}
 COLOURS = {"fits": None, "note": "yellow", "misfit": "red"}
 
 
-@click.command()
-@click.argument("models", nargs=-1, required=True, metavar="SEED EXPERT [EXPERT ...]")
+@click.command(
+    cls=Command,
+    examples=(
+        "bam check ORG/BASE ORG/BASE-code ./lora-law",
+        "bam check seed expert.law --no-weights",
+    ),
+)
+@click.argument("models", nargs=-1, required=True, metavar="SEED EXPERT [EXPERT ...]", shell_complete=completing.models)
 @click.option(
     "--vocabulary",
     type=click.Choice(["refuse", "union", "seed"]),

@@ -13,9 +13,10 @@ from bam_core.errors import UsageError
 from bam_core.graph.holdings import Going, Node, Policy, ref
 from bam_core.graph.key import key12
 from bam_core.graph.pins import Pin
-from pipelines.cli import text
+from pipelines.cli import completing, text
 from pipelines.cli.app import Session, with_session
-from pipelines.cli.units import AGE
+from pipelines.cli.commands import Command
+from pipelines.cli.units import AGE, IntRange
 
 if TYPE_CHECKING:
     from infra.housekeeping import Removal
@@ -25,11 +26,17 @@ NAMED = 6
 """Artifacts named in one line of what stays; `-v` names all."""
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "bam gc",
+        "bam gc --keep-last 2 --min-age 7d --apply",
+    ),
+)
 @click.option("--apply", is_flag=True, help="Remove it; without, it is only shown.")
 @click.option(
     "--keep-last",
-    type=click.IntRange(min=0),
+    type=IntRange(min=0),
     default=1,
     show_default=True,
     metavar="N",
@@ -100,7 +107,7 @@ def _house_text(house: House, now: float, is_verbose: bool) -> str:
         parts.append(_stays_text(house, is_verbose))
     for title, lines in (("nothing may go now", reach.blocked), ("note", reach.notes)):
         parts += ["\n".join(f"{click.style(title, fg='yellow')}: {line}" for line in lines)] if lines else []
-    return "\n\n".join([*parts, _total_text(house)])
+    return "\n\n".join([*parts, text.prose(_total_text(house))])
 
 
 def _goes_text(goes: Sequence[Going], now: float) -> str:
@@ -179,8 +186,14 @@ def _count(number: int, word: str) -> str:
     return f"{number} {word}" + ("" if number == 1 else "s")
 
 
-@click.command()
-@click.argument("ref", required=False)
+@click.command(
+    cls=Command,
+    examples=(
+        "bam pin train.bam --name paper --why 'The model of Table 1'",
+        "bam pin",
+    ),
+)
+@click.argument("ref", required=False, shell_complete=completing.artifacts)
 @click.option("--name", metavar="NAME", help="Of the pin; by default after the artifact.")
 @click.option("--why", metavar="TEXT", default="", help="For whoever wonders later.")
 @with_session
@@ -198,7 +211,10 @@ def pin(session: Session, ref: str | None, name: str | None, why: str) -> None:
     session.answer(value, lambda: f"{made.stage}@{key12(made.key)} is pinned as {made.name}; `bam unpin {made.name}`")
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=("bam unpin paper",),
+)
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Also the pin of a registered model.")
 @with_session
@@ -210,7 +226,10 @@ def unpin(session: Session, name: str, force: bool) -> None:
     session.answer({"name": name, "removed": True}, lambda: f"{name}: no longer pinned")
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=("bam pins",),
+)
 @with_session
 def pins(session: Session) -> None:
     """What is pinned, and why."""
@@ -233,7 +252,13 @@ def _pins_text(found: Sequence[Pin], now: float) -> str:
     return text.table(["pin", "artifact", "age", "why"], rows, right=(2,))
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "bam runs",
+        "bam runs quickstart --json",
+    ),
+)
 @click.argument("recipe", required=False)
 @with_session
 def runs(session: Session, recipe: str | None) -> None:

@@ -11,6 +11,7 @@ import click
 from bam_core.graph.key import key12
 from pipelines.cli import text
 from pipelines.cli.app import INTERRUPTED, Session, with_session
+from pipelines.cli.commands import Command
 
 if TYPE_CHECKING:
     from bam_core.config import ModelConfig
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
 STATUS = {"done": 0, "failed": 1, "interrupted": INTERRUPTED}
 
 
-@click.command("import")
+@click.command(
+    "import",
+    cls=Command,
+    examples=(
+        "bam import ORG/NAME --dry-run",
+        "bam import ./my-model base --dtype bf16",
+    ),
+)
 @click.argument("source", metavar="DIR_OR_HUB_ID")
 @click.argument("name", required=False)
 @click.option("--revision", metavar="REV", help="Of a model of the hub: a branch, tag or commit. [main]")

@@ -11,9 +11,10 @@ import click
 
 from bam_core.errors import UsageError
 from bam_core.graph.select import Selection
+from pipelines.cli import completing, text
 from pipelines.cli import options as shared
-from pipelines.cli import text
 from pipelines.cli.app import INTERRUPTED, Session, with_session
+from pipelines.cli.commands import Command
 
 if TYPE_CHECKING:
     from pipelines.recipe import Recipe
@@ -25,8 +26,14 @@ def is_job(session: Session) -> bool:
     return (session.address or "").startswith(("http://", "https://"))
 
 
-@click.command()
-@click.argument("recipe")
+@click.command(
+    cls=Command,
+    examples=(
+        "bam submit quickstart --address http://127.0.0.1:8265 --store s3://bucket/bam",
+        "bam submit mine.yaml --detach --until train.bam",
+    ),
+)
+@click.argument("recipe", shell_complete=completing.recipes)
 @shared.set_
 @shared.only
 @shared.from_
@@ -141,7 +148,10 @@ def follow(jobs: RayJobs, job: Job, session: Session, sent: Submitted | None = N
     return job.exit_status or 0
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=("bam jobs --address http://127.0.0.1:8265",),
+)
 @with_session
 def jobs(session: Session) -> None:
     """The jobs of the cluster at --address, the newest first."""
@@ -151,7 +161,10 @@ def jobs(session: Session) -> None:
     session.answer([_value(job, session) for job in found], lambda: _jobs_text(found))
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=("bam logs bam-quickstart-0123456789ab --follow",),
+)
 @click.argument("job")
 @click.option("-f", "--follow", "follows", is_flag=True, help="To its end; the exit status is the job's.")
 @with_session
@@ -168,7 +181,10 @@ def logs(session: Session, job: str, follows: bool) -> int:
     return 0
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=("bam stop bam-quickstart-0123456789ab",),
+)
 @click.argument("job")
 @with_session
 def stop(session: Session, job: str) -> int:

@@ -13,8 +13,9 @@ import click
 from bam_core.errors import ArtifactDamaged
 from bam_core.graph.key import key12
 from bam_core.graph.record import Record
-from pipelines.cli import text
+from pipelines.cli import completing, text
 from pipelines.cli.app import Session, with_session
+from pipelines.cli.commands import Command
 from pipelines.cli.units import AGE, SIZE
 
 if TYPE_CHECKING:
@@ -43,8 +44,16 @@ _ORDER: Mapping[str, Callable[[Row], tuple[Any, ...]]] = {
 }
 
 
-@click.command("ls")
-@click.argument("stage", required=False)
+@click.command(
+    "ls",
+    cls=Command,
+    examples=(
+        "bam ls",
+        "bam ls 'expert.*' --state failed",
+        "bam ls --larger-than 1GiB --sort size",
+    ),
+)
+@click.argument("stage", required=False, shell_complete=completing.artifacts)
 @click.option("--state", "states", type=click.Choice(STATES), multiple=True, help="Only these; may be repeated.")
 @click.option("--older-than", type=AGE, metavar="AGE", help="Only what was made longer ago: 30m, 2d.")
 @click.option("--larger-than", type=SIZE, metavar="SIZE", help="Only what takes more: 100M, 1.5GiB.")

@@ -9,9 +9,14 @@ import click
 
 from bam_core.errors import UsageError
 from pipelines.cli.app import Session, with_session
+from pipelines.cli.commands import Command
 
 
-@click.command("import-config")
+@click.command(
+    "import-config",
+    cls=Command,
+    examples=("bam import-config moe.yaml -o mixture.yaml",),
+)
 @click.argument("config", metavar="MERGEKIT.yaml", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--out", metavar="RECIPE.yaml", type=click.Path(path_type=Path), help="[default: NAME.recipe.yaml here]"
@@ -24,7 +29,8 @@ def import_config(session: Session, config: Path, out: Path | None, replace: boo
     Its prompts become files beside the recipe, which the routers are fitted on. What has no equal is said in the
     recipe, at its place, and here. docs/from-mergekit.md has the two side by side."""
     from pipelines.mergekit.config import read_moe_config
-    from pipelines.mergekit.recipe import VARIANT, convert, plain_name, write_files
+    from pipelines.mergekit.recipe import VARIANT, convert, write_files
+    from pipelines.recipe_text import plain_name
 
     found = read_moe_config(config)
     out = out if out is not None else Path(f"{plain_name(config.stem)}.recipe.yaml")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipelines.cli.app import Session
+from pipelines.cli.units import IntRange
 
 if TYPE_CHECKING:
     from pipelines.recipe.imports import Asked, Checkpoint
@@ -25,7 +26,7 @@ from_ = click.option(
 )
 until = click.option("--until", metavar="STAGE", multiple=True, help="This stage and all that it is built from.")
 force = click.option("--force", metavar="STAGE", multiple=True, help="Make it again even if it is done.")
-max_parallel = click.option("--max-parallel", type=click.IntRange(min=1), metavar="N", help="Stages at once at most.")
+max_parallel = click.option("--max-parallel", type=IntRange(min=1), metavar="N", help="Stages at once at most.")
 wait = click.option(
     "--wait/--no-wait", default=True, help="For what another run is making: wait (default), or end with status 3."
 )

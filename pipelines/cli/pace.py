@@ -6,16 +6,21 @@ from collections.abc import Mapping
 
 import click
 
+from pipelines.cli import completing, text
 from pipelines.cli import options as shared
-from pipelines.cli import text
 from pipelines.cli.app import Session, with_session
+from pipelines.cli.commands import Command
+from pipelines.cli.units import IntRange
 
 
-@click.command()
-@click.argument("recipe")
+@click.command(
+    cls=Command,
+    examples=("bam pace mine.yaml --steps 10",),
+)
+@click.argument("recipe", shell_complete=completing.recipes)
 @shared.set_
-@click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True, help="Timed steps of each turn.")
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Turns of each model.")
+@click.option("--steps", type=IntRange(min=1), default=5, show_default=True, help="Timed steps of each turn.")
+@click.option("--rounds", type=IntRange(min=1), default=5, show_default=True, help="Turns of each model.")
 @with_session
 def pace(session: Session, recipe: str, sets: tuple[str, ...], steps: int, rounds: int) -> int:
     """Measure what RECIPE's mixtures and its dense baseline take per token, here and now.

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING
 import click
 
 from bam_core.graph.key import key12
+from pipelines.cli import completing
 from pipelines.cli.app import Session, with_session
+from pipelines.cli.commands import Command
 from pipelines.cli.verifying import now_and_then
 
 if TYPE_CHECKING:
     from pipelines.wiring import Promotion
 
 
-@click.command()
-@click.argument("ref")
+@click.command(
+    cls=Command,
+    examples=("bam promote train.bam --alias champion",),
+)
+@click.argument("ref", shell_complete=completing.artifacts)
 @click.option("--alias", metavar="ALIAS", help="Give it this alias, such as champion; it moves from whichever had it.")
 @click.option("--name", metavar="MODEL", help="The registered model. [the recipe's; default RECIPE-VARIANT]")
 @click.option("--recipe", metavar="RECIPE", help="Whose rule it must pass. [that of the newest run that has it]")

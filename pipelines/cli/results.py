@@ -9,14 +9,20 @@ from typing import Any
 import click
 
 from bam_core.errors import UsageError
+from pipelines.cli import completing
 from pipelines.cli import options as shared
 from pipelines.cli.app import Session, with_session
+from pipelines.cli.commands import Command
 
 README_MARK = "results"
 
 
-@click.command("results")
-@click.argument("recipes", metavar="RECIPE...", nargs=-1, required=True)
+@click.command(
+    "results",
+    cls=Command,
+    examples=("bam results study/core --out results.md",),
+)
+@click.argument("recipes", metavar="RECIPE...", nargs=-1, required=True, shell_complete=completing.recipes)
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key of each recipe.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the page here.  [standard output]")
 @click.option(
@@ -37,22 +43,42 @@ def results(
     from pipelines.results.page import between_marks, page, summary
 
     loaded = [(name, load_recipe(name, overrides, look=shared.look)) for name in recipes]
+    there = _marked(readme) if readme is not None else ""
     shown = wiring.study_results(loaded, session.settings())
     text = page(shown)
     if readme is not None:
-        changed = between_marks(readme.read_text(), README_MARK, summary(shown))
-        if changed is None:
-            raise UsageError(f"{readme}: has no <!-- {README_MARK} --> followed by <!-- /{README_MARK} -->")
-        readme.write_text(changed)
+        _write(readme, between_marks(there, README_MARK, summary(shown)) or there)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text)
+        _write(out, text)
     tables = [table for _, of_recipe in shown for table in of_recipe]
     said = f"{len(tables)} tables and {sum(len(table.claims) for table in tables)} claims in {out}"
     session.answer(_json(shown), lambda: said if out is not None else text.rstrip("\n"))
 
 
 COMMANDS = (results,)
+
+
+def _marked(readme: Path) -> str:
+    """The text of the file, before anything is computed. Raises UsageError if the tables have no place in it."""
+    from pipelines.results.page import between_marks
+
+    try:
+        text = readme.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{readme}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{readme}: is not UTF-8 text (byte {error.start})") from error
+    if between_marks(text, README_MARK, "") is None:
+        raise UsageError(f"{readme}: has no <!-- {README_MARK} --> followed by <!-- /{README_MARK} -->")
+    return text
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be written: {error.strerror or error}") from error
 
 
 def _json(shown: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
@@ -11,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bam_core.errors import ArtifactDamaged, InvalidInput, Problem, UsageError
+from bam_core.errors import InvalidInput, Problem, UsageError
 from bam_core.graph.select import Selection
-from bam_core.graph.stage import kind_of
-from pipelines.cli import jobs, text
+from pipelines.cli import completing, jobs
 from pipelines.cli import options as shared
 from pipelines.cli.app import INTERRUPTED, Session, with_session
+from pipelines.cli.commands import Command
+from pipelines.cli.ending import failures, next_text, result_text
 from pipelines.cli.forecasts import comparison_text, forecast_text
-from pipelines.cli.tables import perplexity_text, plan_text
+from pipelines.cli.tables import plan_text
 
 if TYPE_CHECKING:
     from pipelines.recipe import Recipe
@@ -28,8 +28,15 @@ if TYPE_CHECKING:
 STATUS = {"done": 0, "failed": 1, "interrupted": INTERRUPTED}
 
 
-@click.command()
-@click.argument("recipe")
+@click.command(
+    cls=Command,
+    examples=(
+        "bam run quickstart",
+        "bam run mine.yaml --set phases.seed.lr=1e-3 --until train.bam",
+        "bam run mine.yaml --only 'expert.*' --max-parallel 2",
+    ),
+)
+@click.argument("recipe", shell_complete=completing.recipes)
 @shared.set_
 @shared.only
 @shared.from_
@@ -78,11 +85,18 @@ def run(
         "--until": until,
         "--force": _left_to_force(force, result),
     }
-    return _finish(session, result, shared.continuing("run", [recipe], options, session))
+    rest = shared.continuing("run", [recipe], {"--set": sets}, session) if only or from_ or until else None
+    return _finish(session, result, shared.continuing("run", [recipe], options, session), rest)
 
 
-@click.command()
-@click.argument("recipe")
+@click.command(
+    cls=Command,
+    examples=(
+        "bam plan quickstart",
+        "bam plan mine.yaml --on cluster.yaml --json",
+    ),
+)
+@click.argument("recipe", shell_complete=completing.recipes)
 @shared.set_
 @shared.only
 @shared.from_
@@ -129,9 +143,15 @@ def plan(
     return 0
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "bam stage expert.law quickstart --with-deps",
+        "bam stage train.bam quickstart --input mix=edit.small",
+    ),
+)
 @click.argument("name")
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=completing.recipes)
 @click.option("--input", "inputs", metavar="ROLE=REF", multiple=True, help="Fill an input with another artifact.")
 @click.option("--with-deps", is_flag=True, help="Make the inputs that are not there.")
 @shared.wait
@@ -161,7 +181,8 @@ def stage(
     finally:
         display.close()
     options = {"--input": inputs, "--with-deps": with_deps, "--set": sets}
-    return _finish(session, result, shared.continuing("stage", [name, recipe], options, session))
+    rest = shared.continuing("run", [recipe], {"--set": sets}, session)
+    return _finish(session, result, shared.continuing("stage", [name, recipe], options, session), rest)
 
 
 COMMANDS = (run, plan, stage)
@@ -206,7 +227,8 @@ def _plan_json(made: Plan) -> dict[str, Any]:
     }
 
 
-def _finish(session: Session, result: RunResult, again: str) -> int:
+def _finish(session: Session, result: RunResult, again: str, rest: str | None = None) -> int:
+    """again: the command that continues what has not ended well. rest: the one for what was not asked for."""
     value = {
         "run": result.run,
         "status": result.status,
@@ -214,25 +236,14 @@ def _finish(session: Session, result: RunResult, again: str) -> int:
         "stages": [asdict(stage) for stage in result.stages],
         "report": result.report,
     }
-    session.answer(value, lambda: result_text(session, result))
-    if result.status != "done":
+    is_done = result.status == "done"
+    session.answer(
+        value,
+        lambda: result_text(session, result) + (f"\n\n{next_text(session, result, rest)}" if is_done else ""),
+    )
+    if not is_done:
         _explain(result, again)
     return STATUS[result.status]
-
-
-def result_text(session: Session, result: RunResult) -> str:
-    """What the models reached, then how the run ended."""
-    states = [stage.status for stage in result.stages]
-    counts = ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states))
-    seeds = [stage.stage for stage in result.stages if kind_of(stage.stage) == "evaluate"]
-    parts = [f"{text.styled(result.status)} in {text.duration(result.seconds)}: {counts}"]
-    if result.report:
-        parts.append(f"report: {result.report}")
-    perplexity = _perplexity(session, result)
-    if not perplexity:
-        return "\n".join(parts)
-    others = [f"of {seeds[0]}; also made: {', '.join(seeds[1:])}\n"] if len(seeds) > 1 else []
-    return "\n".join([f"\n{perplexity_text(perplexity)}\n", *others, *parts])
 
 
 def _explain(result: RunResult, again: str) -> None:
@@ -242,32 +253,7 @@ def _explain(result: RunResult, again: str) -> None:
     click.echo(f"bam: what is done is kept; continue with\n  {again}", err=True)
 
 
-def failures(result: RunResult) -> list[str]:
-    """What failed and why, then what has not started for it."""
-    found = [stage.error or f"{stage.stage} failed" for stage in result.stages if stage.status == "failed"]
-    waiting = [stage.stage for stage in result.stages if stage.status == "skipped"]
-    return [*found, *([f"not started, they need it: {', '.join(waiting)}"] if waiting else [])]
-
-
 def _left_to_force(force: Sequence[str], result: RunResult) -> list[str]:
     """Of the forced stages, those not made yet: the command that continues must not redo the others."""
     left = [stage.stage for stage in result.stages if stage.status not in ("done", "reused")]
     return [name for name in left if any(fnmatchcase(name, pattern) for pattern in force)]
-
-
-def _perplexity(session: Session, result: RunResult) -> dict[str, Any] | None:
-    from pipelines import wiring
-
-    for stage in result.stages:
-        if kind_of(stage.stage) == "evaluate" and stage.status in ("done", "reused"):
-            store = wiring.open_store(session.settings())
-            try:
-                record = store.record(stage.stage, stage.key)
-                return json.loads((store.localize(record) / "perplexity.json").read_text()) if record else None
-            except (
-                ArtifactDamaged,
-                OSError,
-                ValueError,
-            ):  # the table is a courtesy, the run itself has ended well
-                return None
-    return None

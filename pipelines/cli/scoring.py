@@ -8,23 +8,27 @@ from typing import Any
 
 import click
 
+from pipelines.cli import completing
 from pipelines.cli.app import Session, with_session
+from pipelines.cli.commands import Command
 from pipelines.cli.text import table
+from pipelines.cli.units import IntRange
 
-limit_ = click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The first N items of each alone.")
+limit_ = click.option("--limit", type=IntRange(min=1), metavar="N", help="The first N items of each alone.")
 dtype_ = click.option(
     "--dtype", type=click.Choice(["fp32", "bf16", "fp64"]), help="Precision of the model. [as stored, at least fp32]"
 )
 
 
-@click.command()
-@click.argument("ref")
+@click.command(
+    cls=Command,
+    examples=("bam tasks train.bam questions.jsonl --limit 100",),
+)
+@click.argument("ref", shell_complete=completing.artifacts)
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @limit_
 @click.option("--execute", is_flag=True, help="Run the code that the model writes, confined (SECURITY.md).")
-@click.option(
-    "--new-tokens", type=click.IntRange(min=0), metavar="N", help="Of an answer at most; 0 generates none. [128]"
-)
+@click.option("--new-tokens", type=IntRange(min=0), metavar="N", help="Of an answer at most; 0 generates none. [128]")
 @dtype_
 @with_session
 def tasks(
@@ -48,8 +52,12 @@ def tasks(
     session.answer(value, lambda: f"{found.model}\n\n{_table(_native_rows(found.tasks))}")
 
 
-@click.command("lm-eval")
-@click.argument("ref")
+@click.command(
+    "lm-eval",
+    cls=Command,
+    examples=("bam lm-eval train.bam arc_easy hellaswag --limit 100",),
+)
+@click.argument("ref", shell_complete=completing.artifacts)
 @click.argument("names", nargs=-1, required=True, metavar="TASK...")
 @click.option(
     "--tasks-folder",

@@ -8,16 +8,25 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipelines.cli import completing
 from pipelines.cli.app import Session, with_session
+from pipelines.cli.commands import Command
+from pipelines.cli.units import IntRange
 
 if TYPE_CHECKING:
     from pipelines.wiring import Serving
 
 
-@click.command()
-@click.argument("ref")
+@click.command(
+    cls=Command,
+    examples=(
+        "bam serve train.bam --port 0",
+        "BAM_SERVE_TOKEN=... bam serve train.bam --host 0.0.0.0",
+    ),
+)
+@click.argument("ref", shell_complete=completing.artifacts)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Others than loopback want BAM_SERVE_TOKEN.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--port", type=IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--without-token", is_flag=True, help="Whoever reaches --host may use the model.")
 @click.option("--dtype", type=click.Choice(["fp32", "bf16", "fp64"]), help="Of the weights. [as stored]")
 @click.option(

@@ -49,22 +49,7 @@ def shared_words(found: Mapping[str, Any]) -> str:
 
 def within(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
     """A table of numbers, cut into several below each other where it is too wide; each has the first column."""
-    cells = [headers, *rows]
-    widths = [max(len(click.unstyle(line[column])) for line in cells) for column in range(len(headers))]
-    blocks: list[list[int]] = [[]]
-    taken = widths[0]
-    for column in range(1, len(headers)):
-        if blocks[-1] and taken + 2 + widths[column] > width:
-            blocks.append([])
-            taken = widths[0]
-        blocks[-1].append(column)
-        taken += 2 + widths[column]
-    return "\n\n".join(_block(cells, [0, *block]) for block in blocks)
-
-
-def _block(cells: Sequence[Sequence[str]], columns: Sequence[int]) -> str:
-    headers, *rows = [[line[column] for column in columns] for line in cells]
-    return text.table(headers, rows, right=range(1, len(columns)))
+    return text.table(headers, rows, right=range(1, len(headers)), width=width)
 
 
 def _layers(layers: Sequence[Mapping[str, Any]], width: int) -> str:

@@ -39,8 +39,13 @@ def plan_text(made: Plan) -> str:
     if made.plugins:
         parts.append("\n".join(f"plug-in: {plugin}" for plugin in made.plugins))
     if made.warnings:
-        parts.append("\n".join(f"{click.style('warning', fg='yellow')}: {warning}" for warning in made.warnings))
+        parts.append("\n".join(_warning(warning) for warning in made.warnings))
     return "\n\n".join(parts)
+
+
+def _warning(words: str) -> str:
+    first, _, rest = text.prose(f"warning: {words}").partition(":")
+    return f"{click.style(first, fg='yellow')}:{rest}"
 
 
 _SEARCH_COLUMNS = {"trials": "trials", "train_tokens": "tokens", "train_flops": "training FLOPs"}
@@ -68,7 +73,7 @@ def _seeds_text(seeds: Sequence[int] | None) -> str:
 def _data_text(data: Mapping[str, str]) -> str:
     """How shares of the training data change: a line for all stages of which the same is true."""
     stages = {words: ", ".join(name for name, other in data.items() if other == words) for words in data.values()}
-    return "\n".join(f"data of {names}: {words}" for words, names in stages.items())
+    return "\n".join(text.prose(f"data of {names}: {words}") for words, names in stages.items())
 
 
 def _models_text(models: Mapping[str, Mapping[str, Any]]) -> str:
@@ -97,7 +102,7 @@ def _paper_text(papers: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     headers = ["by the paper's convention", "FLOPs/token and layer", "with its width of 4098"]
     notes = [f"{name.removeprefix('train.')}: {note}" for name, paper in shown.items() for note in paper["notes"]]
-    return "\n".join([text.table(headers, rows, right=(1, 2)), *notes])
+    return "\n".join([text.table(headers, rows, right=(1, 2)), *map(text.prose, notes)])
 
 
 def perplexity_text(perplexity: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from pipelines.cli import text
 STATS_FILE = "stats.json"
 
 
-def stats_text(stats: Mapping[str, Any]) -> str:
+def stats_text(stats: Mapping[str, Any], width: int | None = None) -> str:
     """Each step with what it left out and why, and the two parts that the text became."""
     rows = []
     for step in stats.get("steps", ()):
@@ -24,4 +24,4 @@ def stats_text(stats: Mapping[str, Any]) -> str:
         its = stats.get(part, {})
         size = f"{text.size(its['bytes'])}, {text.number(its['tokens'])} tokens" if its else "-"
         rows.append([part, size, text.number(its["documents"]) if its else "-"])
-    return text.table(["step", "left out", "documents"], rows, right=(2,))
+    return text.table(["step", "left out", "documents"], rows, right=(2,), width=width)

@@ -1,8 +1,9 @@
-"""Ages and sizes as people type them: `30m`, `2d`, `1.5GiB`."""
+"""Ages, sizes and numbers as people type them: `30m`, `2d`, `1.5GiB`, `0.7`."""
 
 from __future__ import annotations
 
 import re
+from math import isfinite
 from typing import Any
 
 import click
@@ -35,6 +36,24 @@ class Size(click.ParamType):
         if found is None or unit not in _BYTES:
             self.fail(f"{value!r}: a number and K, M, G or T, such as 100M or 1.5GiB", param, ctx)
         return int(float(found[1]) * 1024 ** _BYTES[unit])
+
+
+class IntRange(click.IntRange):
+    """As click's; what is no number at all is told in plain words."""
+
+    name = "integer"
+
+
+class FloatRange(click.FloatRange):
+    """As click's, of finite numbers."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = super().convert(value, param, ctx)
+        if not isfinite(found):  # NaN is in every range
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return found
 
 
 AGE, SIZE = Age(), Size()

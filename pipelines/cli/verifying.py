@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from bam_core.errors import UsageError
-from pipelines.cli import text
+from pipelines.cli import completing, text
 from pipelines.cli.app import Session, with_session
+from pipelines.cli.commands import Command
 
 if TYPE_CHECKING:
     from pipelines.wiring import Checked, Verified
@@ -22,8 +23,11 @@ QUIET_S = 5.0
 COLOURS = {"ok": "green", "fault": "red", "cannot": "yellow"}
 
 
-@click.command()
-@click.argument("ref")
+@click.command(
+    cls=Command,
+    examples=("bam verify train.bam --deep",),
+)
+@click.argument("ref", shell_complete=completing.artifacts)
 @click.option("--deep", is_flag=True, help="Also all that REF was made from, its records and tensors.")
 @click.option("--sources", "texts", is_flag=True, help="With --deep: also the raw texts, where they can be found.")
 @with_session
@@ -51,7 +55,10 @@ def verify(session: Session, ref: str, deep: bool, texts: bool) -> int:
     return 1 if found.faults else 0
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=("bam keygen ~/.config/bam/key",),
+)
 @click.argument("path", type=click.Path(path_type=Path))
 @with_session
 def keygen(session: Session, path: Path) -> None:

@@ -11,14 +11,24 @@ from pathlib import Path
 import click
 
 from bam_core.errors import UsageError
+from pipelines.cli import completing
 from pipelines.cli.app import Session, with_session
+from pipelines.cli.commands import Command
+from pipelines.cli.units import FloatRange, IntRange
 
 WIDEST, PIPED = 200, 160
 """Columns."""
 
 
-@click.command()
-@click.argument("ref")
+@click.command(
+    cls=Command,
+    examples=(
+        "bam lineage train.bam --out lineage.html",
+        "bam lineage data.law --down",
+        "bam lineage sync",
+    ),
+)
+@click.argument("ref", shell_complete=completing.artifacts)
 @click.option("--up", is_flag=True, help="What it was made from (default).")
 @click.option("--down", is_flag=True, help="What was made from it.")
 @click.option(
@@ -77,8 +87,11 @@ def _write(file: Path, text: str) -> None:
         raise UsageError(f"--out {file}: cannot be written: {error.strerror or error}") from error
 
 
-@click.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=5000, show_default=True, help="0 takes a free one.")
+@click.command(
+    cls=Command,
+    examples=("bam ui --open",),
+)
+@click.option("--port", type=IntRange(0, 65535), default=5000, show_default=True, help="0 takes a free one.")
 @click.option("--open", "open_browser", is_flag=True, help="Open a browser.")
 @with_session
 def ui(session: Session, port: int, open_browser: bool) -> None:
@@ -88,25 +101,31 @@ def ui(session: Session, port: int, open_browser: bool) -> None:
     wiring.serve_ui(session.settings(), port, open_browser)
 
 
-@click.command()
-@click.argument("ref")
+@click.command(
+    cls=Command,
+    examples=(
+        "bam generate train.bam 'The court held that'",
+        "bam generate train.bam 'def main' --temperature 0.8 --top-p 0.9",
+    ),
+)
+@click.argument("ref", shell_complete=completing.artifacts)
 @click.argument("prompt")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--max-new-tokens", type=IntRange(min=1), default=64, show_default=True)
 @click.option(
     "--temperature",
-    type=click.FloatRange(min=0),
+    type=FloatRange(min=0),
     default=0.0,
     show_default=True,
     help="0 takes the likeliest.",
 )
 @click.option(
     "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FloatRange(0, 1, min_open=True),
     default=1.0,
     show_default=True,
     help="Draw from the fewest likeliest tokens whose probability reaches this.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=IntRange(min=0), default=0, show_default=True)
 @with_session
 def generate(
     session: Session, ref: str, prompt: str, max_new_tokens: int, temperature: float, top_p: float, seed: int
@@ -114,10 +133,6 @@ def generate(
     """Continue PROMPT with the model REF."""
     from pipelines import wiring
 
-    if not temperature < float("inf"):
-        raise UsageError(f"--temperature {temperature}: must be a finite number of at least 0")
-    if not top_p <= 1:
-        raise UsageError(f"--top-p {top_p}: must be above 0 and at most 1")
     settings = session.settings()
     continued = wiring.generate(
         ref, prompt, settings, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed

@@ -10,19 +10,27 @@ from typing import TYPE_CHECKING
 import click
 
 from bam_core.errors import UsageError
-from pipelines.cli import text
+from pipelines.cli import completing, text
 from pipelines.cli.app import Session, with_session
+from pipelines.cli.commands import Command
 from pipelines.cli.scoring import dtype_
+from pipelines.cli.units import FloatRange, IntRange
 
 if TYPE_CHECKING:
     from pipelines.wiring import Weighed
 
 
-@click.command()
-@click.argument("names", nargs=-1, required=True, metavar="REF...")
+@click.command(
+    cls=Command,
+    examples=(
+        "bam pareto train.bam --out pareto",
+        "bam pareto train.bam distil.small --tokens 50000 --rounds 0",
+    ),
+)
+@click.argument("names", nargs=-1, required=True, metavar="REF...", shell_complete=completing.artifacts)
 @click.option(
     "--tokens",
-    type=click.IntRange(min=1),
+    type=IntRange(min=1),
     default=20_000,
     show_default=True,
     metavar="N",
@@ -31,14 +39,14 @@ if TYPE_CHECKING:
 @click.option(
     "--threshold",
     "thresholds",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FloatRange(0, 1, min_open=True),
     multiple=True,
     metavar="G",
     help="Leave out experts with a gate below G. [0.05 to 0.3, as far as one in the number of experts]",
 )
 @click.option(
     "--rounds",
-    type=click.IntRange(min=0),
+    type=IntRange(min=0),
     default=5,
     show_default=True,
     metavar="N",

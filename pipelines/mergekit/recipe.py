@@ -9,7 +9,6 @@ that place, with the nearest that there is.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
@@ -17,14 +16,13 @@ from pathlib import Path
 
 from pipelines.mergekit.config import PROMPTED, Expert, MoeConfig, problems_of
 from pipelines.recipe.checks import RESERVED_DOMAINS
+from pipelines.recipe_text import comment, plain_name, scalar, value
 
 LONGEST_ROW = 512
 """Tokens of a row of prompts at most; a row is what a router is fitted on at a time."""
 STAND_IN_ROW = 64
 """The same where there are no prompts."""
 VARIANT = "moe"
-_PLAIN = re.compile(r"[A-Za-z_./~][\w./~-]*")
-_WORDS = {"true", "false", "null", "yes", "no", "on", "off", "~"}
 
 
 @dataclass(frozen=True)
@@ -44,12 +42,6 @@ def convert(config: MoeConfig, name: str, folder: str, where: str) -> Converted:
     writer = _Writer(config, name, folder)
     lines = list(writer.lines(where))
     return Converted("\n".join(lines) + "\n", writer.files, tuple(writer.notes))
-
-
-def plain_name(text: str) -> str:
-    """What a recipe or domain may be called: of a path or an id of the hub its last part."""
-    last = re.split(r"[/\\]", text.rstrip("/\\"))[-1]
-    return re.sub(r"[^a-z0-9_-]+", "-", last.lower()).strip("-_")[:48] or "model"
 
 
 class _Writer:
@@ -93,14 +85,14 @@ class _Writer:
     def note(self, text: str, indent: str = "  ") -> Iterator[str]:
         """A comment, which is also told to the person who asked for the recipe."""
         self.notes.append(text)
-        yield from _comment(text, indent)
+        yield from comment(text, indent)
 
     def lines(self, where: str) -> Iterator[str]:
         words = (
             f"What {where} says, as a recipe. `bam run` this file --until mix.{VARIANT} makes the mixture; without "
             "--until it is evaluated too. docs/from-mergekit.md has the two side by side."
         )
-        yield from _comment(words, "")
+        yield from comment(words, "")
         for warning in problems_of(self.config):
             yield from self.note(warning, "")
         yield f"name: {self.name}"
@@ -120,7 +112,7 @@ class _Writer:
         yield from self._text(domain, own)
         if expert is not None:
             source = expert.source
-            yield f"    expert: {_mapping(_imported(source.lora or source.path, self._revision(expert)))}"
+            yield f"    expert: {value(_imported(source.lora or source.path, self._revision(expert)))}"
         if own is not None:
             yield from self._scales(own)
 
@@ -142,15 +134,15 @@ class _Writer:
         prompts = expert.positive if expert is not None else tuple(p for e in self.config.experts for p in e.positive)
         file = f"{self.folder}/{domain}.jsonl"
         self.files[file] = prompts
-        yield f"    source: {{kind: jsonl, path: {_scalar(file)}}}  # {len(prompts)} prompts; better: text of this kind"
-        yield f"    valid: {{kind: jsonl, path: {_scalar(file)}}}   # leave out with more text: a part is held out"
+        yield f"    source: {{kind: jsonl, path: {scalar(file)}}}  # {len(prompts)} prompts; better: text of this kind"
+        yield f"    valid: {{kind: jsonl, path: {scalar(file)}}}   # leave out with more text: a part is held out"
         if expert is not None and expert.negative:
             yield from self.note(
                 "negative_prompts have no equal: each row of the router is told apart from the text of all other "
                 "domains. What is negative here may be text of a domain of its own.",
                 "    ",
             )
-            yield from (f"    #   {_scalar(prompt)}" for prompt in expert.negative)
+            yield from (f"    #   {scalar(prompt)}" for prompt in expert.negative)
 
     def _scales(self, expert: Expert) -> Iterator[str]:
         if expert.noise_scale is not None:
@@ -169,7 +161,7 @@ class _Writer:
     def _phases(self) -> Iterator[str]:
         base = self.config.base
         yield "phases:"
-        yield f"  seed: {_mapping(_imported(base.path, base.revision))}"
+        yield f"  seed: {value(_imported(base.path, base.revision))}"
         yield "  mixture: {tokens: 0}  # as mixed, like mergekit's; with tokens, batch_tokens and lr it is trained"
         yield f"  seq_len: {self._row()}  # tokens of a row, for so little text; leave it out with more"
         if self.config.dtype is not None:
@@ -198,8 +190,8 @@ class _Writer:
         yield from self._router()
         if (n := len(config.experts)) > 1 and log2(n) % 1:
             words = f"{n} experts: mergekit warns that llama.cpp wants a power of two; nothing here does."
-            yield from _comment(words, "    ")
-        yield from _comment("What mergekit-moe cannot make, experts in attention too:", "  ")
+            yield from comment(words, "    ")
+        yield from comment("What mergekit-moe cannot make, experts in attention too:", "  ")
         yield "  # bam:"
         yield f"  #   attention: {{experts: [{', '.join(self.slots)}], routing: soft, kv: expert}}"
         yield f"  #   ffn: {{experts: [{', '.join(self.slots)}], top_k: {config.top_k}, gate: topk_softmax}}"
@@ -263,27 +255,6 @@ _TAKES = {
 
 def _imported(path: str, revision: str | None) -> dict[str, str]:
     return {"import": path} | ({"revision": revision} if revision else {})
-
-
-def _mapping(values: Mapping[str, str]) -> str:
-    return "{" + ", ".join(f"{key}: {_scalar(value)}" for key, value in values.items()) + "}"
-
-
-def _scalar(text: str) -> str:
-    """Text as YAML: plain where that is safe, else in quotes as JSON has them."""
-    is_plain = _PLAIN.fullmatch(text) and text.lower() not in _WORDS and not text.endswith(":")
-    return text if is_plain else json.dumps(text, ensure_ascii=False)
-
-
-def _comment(text: str, indent: str, width: int = 110) -> Iterator[str]:
-    """Wrapped at words."""
-    line = f"{indent}#"
-    for word in text.split():
-        if len(line) + 1 + len(word) > width and line != f"{indent}#":
-            yield line
-            line = f"{indent}#"
-        line += f" {word}"
-    yield line
 
 
 def write_files(files: Mapping[str, Sequence[str]]) -> None:

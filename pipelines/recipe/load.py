@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +75,23 @@ def find_recipe(name_or_path: str) -> Path:
     except (OSError, ValueError, RuntimeError):  # a name too long for a file, a NUL byte, an unknown ~user
         pass
     kind = "no such file" if looks_like_path else "no such file, and no shipped recipe of this name"
-    known = {short for name in shipped_recipes() for short in (name, Path(name).name)}
-    raise UsageError(f"recipe {name_or_path[:200]!r}: {kind}; {nearest(path.stem, known)}")
+    hint = _near(path) or (
+        "a shipped one goes by its name, such as quickstart" if looks_like_path else _shipped_names()
+    )
+    raise UsageError(f"recipe {name_or_path[:200]!r}: {kind}; {hint}")
+
+
+def _near(path: Path) -> str:
+    """The shipped recipe or the file beside it whose name is nearest; nothing where none is near."""
+    known = {short: short for name in shipped_recipes() for short in (name, Path(name).name)}
+    with suppress(OSError, ValueError):  # a name too long for a file, a NUL byte
+        known |= {file.stem: str(file) for file in path.parent.glob("*.y*ml")}
+    found = get_close_matches(path.stem, known, n=1)
+    return f"did you mean {known[found[0]]!r}?" if found else ""
+
+
+def _shipped_names() -> str:
+    return f"known: {', '.join(shipped_recipes())}"
 
 
 def _shipped(name: str) -> Path | None:

@@ -6,12 +6,13 @@ A plug-in's name has a point in it, so which of the two is meant shows from the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Discriminator, Tag, WithJsonSchema
 
 from bam_core import plugins
 from bam_core.config import Gate
+from bam_core.upcycle.specs import MergeMethod
 from pipelines.recipe.base import TAG
 from pipelines.recipe.values import Text
 
@@ -41,7 +42,7 @@ GateName = Annotated[
     Discriminator(_whose),
 ]
 MergeName = Annotated[
-    Annotated[Literal["mean", "weighted", "seed", "slerp", "ties", "dare"], Tag(OURS)]
+    Annotated[MergeMethod, Tag(OURS)]
     | Annotated[Text, AfterValidator(_installed(plugins.MERGE_RULES)), _SCHEMA, Tag(PLUGGED)],
     Discriminator(_whose),
 ]

@@ -13,9 +13,9 @@ import re
 from pathlib import Path
 
 from bam_core.data.tokenize import SPACE_MARK
-from bam_core.errors import UsageError
+from bam_core.errors import UsageError, install_extra
 
-NEEDS = "a sentencepiece model needs the packages transformers, sentencepiece and protobuf: pip install them"
+NEEDS = f"its packages are an extra: {install_extra('sentencepiece')}"
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 """Types of pieces in sentencepiece's format."""
 ANY_BYTE = "<0x[0-9A-F]{2}>"

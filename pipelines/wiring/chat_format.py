@@ -44,7 +44,7 @@ class ChatFormat:
         config = _json(settings / "tokenizer_config.json")
         self._special = {name: _text(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
         self.template = None if plain else _template(settings, config)
-        self._compiled = _compiled(self.template, settings) if self.template is not None else None
+        self._compiled = _of_model(self.template, settings) if self.template is not None else None
         self.stop_ids = self._ends(_json(settings / "generation_config.json").get("eos_token_id"))
         self.start_ids = self._start()
 
@@ -160,7 +160,17 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _compiled(template: str, folder: Path) -> Any:
+def _of_model(template: str, folder: Path) -> Any:
+    try:
+        return compiled(template)
+    except TemplateError as error:
+        where, words = str(folder), f"is no template of jinja2: {error}"
+        raise InvalidInput(where, [Problem("chat_template", template[:40], words, "--plain does without")]) from error
+
+
+def compiled(template: str) -> Any:
+    """As transformers compiles it. Raises jinja2's TemplateError."""
+
     def refuse(reason: str) -> None:
         raise TemplateError(reason)
 
@@ -169,8 +179,4 @@ def _compiled(template: str, folder: Path) -> Any:
     )
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
     environment.globals |= {"raise_exception": refuse, "strftime_now": time.strftime}
-    try:
-        return environment.from_string(template)
-    except TemplateError as error:
-        where, words = str(folder), f"is no template of jinja2: {error}"
-        raise InvalidInput(where, [Problem("chat_template", template[:40], words, "--plain does without")]) from error
+    return environment.from_string(template)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from bam_core.errors import UsageError
 from bam_core.seeds import child_seed
 from pipelines.wiring.exporting import tokenizer_settings
+from pipelines.wiring.looking import require_tokenizer
 from pipelines.wiring.origins import known_records, model_record, name_of
 from pipelines.wiring.settings import Settings, open_store
 
@@ -120,6 +121,7 @@ def open_chat(
     known = known_records(store)
     record = model_record(ref, known)
     folder = store.localize(record)
+    require_tokenizer(name_of(record.ref), folder)
     from bam_core.checkpoint import load_model
     from bam_core.nn.generate import check_sampling
     from bam_core.nn.stream import Stream

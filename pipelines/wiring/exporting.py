@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateError
+
 from bam_core.documents import read_json
 from bam_core.errors import StoreError, UsageError
 from bam_core.graph import refs
@@ -58,6 +60,8 @@ def export(
     not empty or cannot be written, InvalidInput where the class that was asked for is another model.
     """
     _require_free(folder, force)
+    if chat_template is not None:
+        _require_template(chat_template)
     store = open_store(settings)
     known = known_records(store)
     record = refs.resolve(ref, known.values())
@@ -119,6 +123,22 @@ def _require_free(folder: Path, force: bool) -> None:
         raise UsageError(f"{folder} is no folder: nothing was written; give another DIR")
     if not force and folder.is_dir() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty: nothing was written; give another DIR, or --force to move it aside")
+
+
+def _require_template(file: Path) -> None:
+    """One that cannot be read would be found out by whoever opens the folder. Raises UsageError."""
+    from pipelines.wiring.chat_format import compiled
+
+    try:
+        compiled(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"--chat-template {file}: is no file") from error
+    except OSError as error:
+        raise UsageError(f"--chat-template {file}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--chat-template {file}: is not UTF-8 text (byte {error.start})") from error
+    except TemplateError as error:
+        raise UsageError(f"--chat-template {file}: is no template of jinja2: {error}") from error
 
 
 def _require_room(where: Path, source: Path, dtype: str | None) -> None:

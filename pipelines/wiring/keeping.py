@@ -102,7 +102,9 @@ def unpin(settings: Settings, name: str, *, force: bool = False) -> None:
 
 
 def pins(settings: Settings) -> list[Pin]:
-    return open_store(settings).pins.all()
+    store = open_store(settings)
+    store.storage.folders("artifacts")  # raises StoreError for what is no store; a listing of files would be empty
+    return store.pins.all()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from bam_core.graph.select import Selection
 from bam_core.graph.stage import Pipeline, Stage, StageName, kind_of
 from bam_core.protocols import Executor
 from infra.provenance import capture, mask_values
+from infra.ray_address import require_answer
 from infra.store import ArtifactStore
 from pipelines import bam
 from pipelines.attempt import StageJob
@@ -77,6 +78,8 @@ def run(
                 store.runs.write(replace(noted, status=status, ended=time.time()))
         return _ended(run_id, status, started, watcher)
 
+    if settings.address and settings.executor == "ray":
+        require_answer(settings.address)
     store.check_writable()
     store.runs.write(noted)
     if is_swept(made, store):

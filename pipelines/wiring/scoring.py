@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bam_core.errors import UsageError
-from pipelines.wiring.looking import model_folder
+from bam_core.errors import UsageError, install_extra
+from pipelines.wiring.looking import reading_folder
 from pipelines.wiring.settings import Settings
 from pipelines.wiring.task_texts import read_tasks
 
@@ -40,7 +40,7 @@ def score_files(
 
     Raises UsageError if `ref` is no model, InvalidInput with every fault of the files.
     """
-    name, folder = model_folder(ref, settings)
+    name, folder = reading_folder(ref, settings)
     tasks = read_tasks(files)
     from bam_core.evaluate.tasks import NEW_TOKENS, score_task
 
@@ -61,8 +61,8 @@ def lm_eval(
 ) -> TaskResults:
     """The same by lm-eval's own library. folder: of tasks beside its own. Raises UsageError if it is not installed."""
     if find_spec("lm_eval") is None:
-        raise UsageError("lm-eval is not installed; it is an extra: pip install -c constraints.txt -e '.[lm-eval]'")
-    name, model_files = model_folder(ref, settings)
+        raise UsageError(f"lm-eval is not installed; it is an extra: {install_extra('lm-eval')}")
+    name, model_files = reading_folder(ref, settings)
     from infra.lm_eval_adapter import evaluate_tasks
 
     found = evaluate_tasks(*_opened(model_files, dtype), tasks, folder=folder, limit=limit)

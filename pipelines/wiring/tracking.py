@@ -15,7 +15,7 @@ from bam_core.graph.record import Record
 from infra.provenance import mask_text
 from infra.store import ArtifactStore
 from pipelines.wiring.origins import known_records, upstream
-from pipelines.wiring.settings import Settings, open_store
+from pipelines.wiring.settings import Settings, open_store, require_tracking_uri
 
 if TYPE_CHECKING:
     from bam_core.graph.lineage import Direction, Graph
@@ -98,6 +98,7 @@ def tracking_uri(settings: Settings, store: ArtifactStore) -> str:
     """Raises UsageError when there can be none."""
     from infra.mlflow_connect import default_tracking_uri
 
+    require_tracking_uri(settings.tracking_uri)
     uri = settings.tracking_uri or default_tracking_uri(store.uri)
     if uri is None:
         raise UsageError(

@@ -12,7 +12,7 @@ from bam_core.graph import refs
 from bam_core.graph.record import Record
 from bam_core.graph.stage import StageName, kind_of
 from infra.store import ArtifactStore
-from pipelines.wiring.looking import model_folder
+from pipelines.wiring.looking import reading_folder
 from pipelines.wiring.origins import name_of
 from pipelines.wiring.settings import Settings, open_store
 
@@ -68,7 +68,7 @@ def weigh(
     from bam_core.train.loop import DTYPES
 
     store = open_store(settings)
-    opened = dict(model_folder(name, settings) for name in names)
+    opened = dict(reading_folder(name, settings) for name in names)
     text = _held_out(refs.resolve(names[0], store.records()), store)
     tokenizer = _same_tokenizer(opened)
     token_bytes = Tokenizer.load(tokenizer).token_bytes

@@ -136,7 +136,7 @@ LINES: dict[str, tuple[list[str], str]] = {
     "no new tokens": (["generate", "train.bam", "hello", "--max-new-tokens", "0"], "max-new-tokens"),
     "endless temperature": (["generate", "train.bam", "hello", "--temperature", "inf"], "finite"),
     "empty nucleus": (["generate", "train.bam", "hello", "--top-p", "0"], "top-p"),
-    "nucleus of no size": (["generate", "train.bam", "hello", "--top-p", "nan"], "above 0 and at most 1"),
+    "nucleus of no size": (["generate", "train.bam", "hello", "--top-p", "nan"], "'nan' is not a finite number"),
     "no lineage": (["lineage", "train.bam"], "names no artifact"),
     "unknown format": (["lineage", "train.bam", "--format", "xml"], "'xml' is not one of"),
     "port out of range": (["ui", "--port", "70000"], "port"),

@@ -97,7 +97,12 @@ def test_run_for_people(bam, fake):
     done = bam("run", "quickstart")
     assert done.status == 0
     assert "seed  starts: never made" in done.out
-    assert done.out.endswith("done in 12s: 1 done\nreport: /store/report.html\n")
+    assert "\ndone in 12s: 1 done\nmade: seed\nin: /store\nreport: /store/report.html\n\nNext:\n" in done.out
+    assert [line.partition("  #")[0].rstrip() for line in done.out.splitlines()[-3:]] == [
+        "  bam generate seed 'It was'",
+        "  bam ui",
+        "  bam export seed exported",
+    ]
 
 
 def test_a_failed_run_ends_with_the_command_that_continues(bam, fake):

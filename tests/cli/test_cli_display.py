@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from bam_core.graph.plan import Decision
+from bam_core.graph.stage import Pipeline, Stage
 from pipelines.cli.display import LiveTable, PlainLines, fit, open_display
-from pipelines.runner import StageState
+from pipelines.runner import PipelineRun, StageState
 
 
 class Clock:
@@ -127,11 +129,25 @@ def test_the_table_says_everything() -> None:
     assert "1m 28s" in text
 
 
-@pytest.mark.parametrize("width", [60, 70, 84, 120])
+@pytest.mark.parametrize("width", [60, 70, 84, 120, 200])
 def test_the_table_fits_its_terminal(width: int) -> None:
     rows = shown(width)
     assert max(map(len, rows)) <= width
     assert any("expert.code  running" in row and "30/120" in row and "5.1234" in row for row in rows)
+
+
+def test_what_waits_says_for_what() -> None:
+    waits = replace(state("train.bam", "pending", "never made"), waits_for=("mix.bam",))
+
+    def row(width: int) -> str:
+        stream, clock = io.StringIO(), Clock()
+        display = live(clock, width, 40, stream)
+        display.update([waits])
+        display.close()
+        return next(line for line in reversed(stream.getvalue().splitlines()) if "train.bam" in line)
+
+    assert "train.bam  after mix.bam" in row(100)
+    assert "train.bam  pending" in row(60)
 
 
 def test_a_low_terminal_shows_what_matters() -> None:
@@ -151,3 +167,21 @@ def test_fit_keeps_the_order_and_counts_the_rest() -> None:
 
 def test_a_pipe_gets_lines() -> None:
     assert isinstance(open_display(io.StringIO()), PlainLines)
+
+
+def test_a_stage_waits_for_what_is_not_done_yet() -> None:
+    """As the driver tells it: of the stages before it, those that have been reused or made no longer count."""
+    stages = [Stage(name, name.partition(".")[0], 1, {}, {}) for name in ("data.law", "seed")]
+    last = Stage("expert.law", "expert", 1, {}, {"seed": "seed", "data.law": "data.law"})
+    decisions = [
+        Decision("data.law", "a" * 64, "reuse", "done", "none"),
+        Decision("seed", "b" * 64, "run", "never made", "new"),
+        Decision("expert.law", "c" * 64, "run", "never made", "new", ("data.law", "seed")),
+    ]
+    nowhere: Any = None
+    states = PipelineRun(Pipeline("p", (*stages, last)), decisions, {}, nowhere, nowhere).states()
+    assert [(each.stage, each.waits_for) for each in states] == [
+        ("data.law", ()),
+        ("seed", ()),
+        ("expert.law", ("seed",)),
+    ]
