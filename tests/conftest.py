@@ -1,4 +1,5 @@
-"""What the tests share: one Ray for the whole session, one thread each, no deadline for hypothesis."""
+"""What the tests share: one Ray for the whole session, one thread each, no deadline for hypothesis, and an environment
+that each test leaves as it found it."""
 
 from __future__ import annotations
 
@@ -18,6 +19,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started with `&`: what 
 
 settings.register_profile("bam", deadline=None)  # a loaded machine is not a wrong answer
 settings.load_profile("bam")
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """What commands set for their own process ends with the test: it outlived them, and a Ray started by a later test
+    asked for a token that its driver, which had read the environment before, did not show."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")
