@@ -59,6 +59,11 @@ def artifacts(context: click.Context, parameter: click.Parameter, incomplete: st
     return _items([f"{stage}@latest", *(f"{stage}@{key}" for key in _folders(folder / stage))], incomplete)
 
 
+def runs(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Runs on record in the store."""
+    return _items(sorted(file.stem for file in Path(_store(context), "runs").glob("*.json")), incomplete)
+
+
 def models(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Folders, and what `artifacts` gives: where a model may be either."""
     return [CompletionItem(incomplete, type="dir"), *artifacts(context, parameter, incomplete)]

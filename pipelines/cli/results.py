@@ -13,6 +13,7 @@ from pipelines.cli import completing
 from pipelines.cli import options as shared
 from pipelines.cli.app import Session, with_session
 from pipelines.cli.commands import Command
+from pipelines.cli.writing import write_text
 
 README_MARK = "results"
 
@@ -47,9 +48,9 @@ def results(
     shown = wiring.study_results(loaded, session.settings())
     text = page(shown)
     if readme is not None:
-        _write(readme, between_marks(there, README_MARK, summary(shown)) or there)
+        write_text(readme, between_marks(there, README_MARK, summary(shown)) or there, "--readme")
     if out is not None:
-        _write(out, text)
+        write_text(out, text)
     tables = [table for _, of_recipe in shown for table in of_recipe]
     said = f"{len(tables)} tables and {sum(len(table.claims) for table in tables)} claims in {out}"
     session.answer(_json(shown), lambda: said if out is not None else text.rstrip("\n"))
@@ -71,14 +72,6 @@ def _marked(readme: Path) -> str:
     if between_marks(text, README_MARK, "") is None:
         raise UsageError(f"{readme}: has no <!-- {README_MARK} --> followed by <!-- /{README_MARK} -->")
     return text
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{file}: cannot be written: {error.strerror or error}") from error
 
 
 def _json(shown: Any) -> Any:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -15,6 +13,7 @@ from pipelines.cli import completing
 from pipelines.cli.app import Session, with_session
 from pipelines.cli.commands import Command
 from pipelines.cli.units import FloatRange, IntRange
+from pipelines.cli.writing import write_text
 
 WIDEST, PIPED = 200, 160
 """Columns."""
@@ -65,7 +64,7 @@ def lineage(
     if out is None:
         session.answer(graph.to_json(), lambda: RENDERERS[form](graph, store, columns))
         return
-    _write(out, RENDERERS[form](graph, store, columns))
+    write_text(out, RENDERERS[form](graph, store, columns) + "\n")
     value = {"file": str(out), "format": form, "nodes": len(graph.nodes), "edges": len(graph.edges)}
     session.answer(value, lambda: f"{out}: {len(graph.nodes)} nodes, {len(graph.edges)} edges, as {form}")
 
@@ -73,18 +72,6 @@ def lineage(
 def _columns() -> int:
     """Of the terminal; of a pipe or a file, as many as COLUMNS says, or enough for every fact."""
     return min(WIDEST, shutil.get_terminal_size((PIPED, 24)).columns)
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole, or not at all. Raises UsageError."""
-    part = file.parent / f".lineage-{os.getpid()}.part"
-    try:
-        part.write_text(text + "\n", encoding="utf-8")
-        part.replace(file)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise UsageError(f"--out {file}: cannot be written: {error.strerror or error}") from error
 
 
 @click.command(

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from pipelines.report import formats
 from pipelines.report.comparisons import compare_models, with_intervals
-from pipelines.report.curves import training_panels
+from pipelines.report.curves import READING, training_panels
 from pipelines.report.data_path import data_path_panels, data_path_table
 from pipelines.report.findings import ensemble_words, find, ranking, routing_findings
 from pipelines.report.formats import clean, file_name, is_number
@@ -21,10 +17,11 @@ from pipelines.report.heatmaps import HeatMap, heat_maps
 from pipelines.report.inputs import ReportInputs, group
 from pipelines.report.lineage_svg import lineage_panel
 from pipelines.report.overlap import overlap_table
+from pipelines.report.pages import render
 from pipelines.report.routed import routed
 from pipelines.report.step0 import DISTANCE, StepZero, steps_zero, summary_table, warnings_of
 from pipelines.report.step0 import data_tables as step0_tables
-from pipelines.report.svg import TEMPLATES, Panel, row_of, style_sheet
+from pipelines.report.svg import Panel, row_of
 from pipelines.report.tables import (
     bits_per_byte_table,
     costs_table,
@@ -35,11 +32,6 @@ from pipelines.report.tables import (
     searches_table,
 )
 from pipelines.report.tasks_table import long_table, task_tables, tasks_words
-
-WIDEST_PHONE = 400
-"""A heat map wider than this, in px, scrolls on a phone: shrunk to fit it would be too small to read."""
-FEW_DRAWINGS, FEW_ROWS = 8, 40
-"""What has more is folded, so that a study of two dozen variants is no longer than one can scroll."""
 
 
 def build_report(inputs: ReportInputs, out: Path) -> Mapping[str, float]:
@@ -76,8 +68,8 @@ def build_report(inputs: ReportInputs, out: Path) -> Mapping[str, float]:
     ]
     for name, panel in _figures(curves, maps, starts, others, lineage).items():
         _write(out / "figures" / f"{name}.svg", panel.standalone())
-    page = _environment().get_template("report.html.j2")
-    html = page.render(
+    html = render(
+        "report.html.j2",
         name=clean(inputs.name),
         domains=[clean(domain) for domain in inputs.domain_names],
         findings=find(inputs, compared.caveats),
@@ -87,7 +79,8 @@ def build_report(inputs: ReportInputs, out: Path) -> Mapping[str, float]:
         seeds=inputs.seeds,
         scoring=inputs.scoring,
         overlap=inputs.overlap,
-        curves=list(curves.values()),
+        curves=curves,
+        reading=READING,
         data_paths=list(paths.values()),
         maps=maps,
         starts=starts,
@@ -100,29 +93,9 @@ def build_report(inputs: ReportInputs, out: Path) -> Mapping[str, float]:
         lineage=lineage,
         costs=_costs(inputs),
         reproduce=_reproduce(inputs),
-        style=Markup(style_sheet()),
     )
     _write(out / "report.html", html)
     return _metrics(inputs)
-
-
-@cache
-def _environment() -> Environment:
-    made = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters["clean"] = clean
-    made.globals |= {
-        "is_trained": lambda heat_map: group(heat_map.model) != "mix",
-        "widest_phone": WIDEST_PHONE,
-        "few_drawings": FEW_DRAWINGS,
-        "few_rows": FEW_ROWS,
-    }
-    return made
 
 
 def _figures(

@@ -21,6 +21,13 @@ WIDTH, HEIGHT = 430.0, 270.0
 LEFT, TOP, BOTTOM = 44.0, 30.0, 40.0
 MAX_POINTS = 300
 N_COLOURS = 5
+READING = {
+    "training-branches": "The seed up to its dot, then a branch for each expert, on text of its own.",
+    "training-mixtures": "The lower a curve ends, the better its model knows its training text. Grey and dashed: the"
+    " baseline without experts.",
+    "training-balance": "At 1 every expert gets an equal share of the tokens; the higher, the more goes to a few.",
+}
+"""File name -> how to read the panel."""
 LINE = 14.0
 
 Point = tuple[float, float | None]
@@ -71,14 +78,14 @@ def training_panels(inputs: ReportInputs) -> dict[str, Panel]:
 
     def curves(names: Sequence[str], field: str) -> list[Curve]:
         shift = {name: seed_end if group(name) == "expert" else 0 for name in names}
-        made = [Curve(name, *looks[name], _points(histories[name], field, shift[name])) for name in names]
+        made = [Curve(name, *looks[name], points_of(histories[name], field, shift[name])) for name in names]
         return [curve for curve in made if any(y is not None for _, y in curve.points)]
 
     balancing = [name for name in mixtures if group(name) in ("train", "distil")]
     panels = {
-        "training-branches": _panel("Seed, then one branch per domain: training loss", curves(branches, "loss")),
-        "training-mixtures": _panel("Mixture phase: training loss", curves(mixtures, "loss")),
-        "training-balance": _panel(
+        "training-branches": curve_panel("Seed, then one branch per domain: training loss", curves(branches, "loss")),
+        "training-mixtures": curve_panel("Mixture phase: training loss", curves(mixtures, "loss")),
+        "training-balance": curve_panel(
             "Mixture phase: load balancing loss (1 = balanced)", curves(balancing, "load_balancing_loss")
         ),
     }
@@ -123,13 +130,13 @@ def _looks(names: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
     return looks
 
 
-def _points(history: Sequence[Mapping[str, Any]], field: str, shift: float) -> tuple[Point, ...]:
+def points_of(history: Sequence[Mapping[str, Any]], field: str, shift: float) -> tuple[Point, ...]:
     rows = [row for row in history if is_number(row.get("tokens"))]
     valid = [is_number(row.get(field)) and row[field] > 0 for row in rows]
     return tuple((row["tokens"] + shift, row[field] if ok else None) for row, ok in zip(rows, valid, strict=True))
 
 
-def _panel(title: str, curves: Sequence[Curve]) -> Panel | None:
+def curve_panel(title: str, curves: Sequence[Curve]) -> Panel | None:
     """One chart with tokens across and a logarithmic y axis; None without curves."""
     if not curves:
         return None

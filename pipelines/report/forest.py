@@ -76,8 +76,8 @@ def _row(one: Comparison, axis: _Axis, top: float) -> ET.Element:
     told = f"{gain(one.difference)} {one.word}"
     name = shortened(one.model, WIDTH - CHAR * (len(told) + 1))
     drawn = element("g", element("title", in_words(one)))
-    drawn.append(element("text", name, x=0, y=top + 13))
-    drawn.append(element("text", told, class_=f"small end f{colour}", x=WIDTH, y=top + 13))
+    drawn.append(element("text", name, class_="halo", x=0, y=top + 13))
+    drawn.append(element("text", told, class_=f"small end halo f{colour}", x=WIDTH, y=top + 13))
     if not is_number(one.difference):
         return drawn
     for low, high, width in ((one.corrected_low, one.corrected_high, 1.2), (one.low, one.high, 3.6)):

@@ -98,6 +98,13 @@ def exact(value: Any) -> str:
     return f"{value:,}" if is_number(value) and abs(value) >= 1000 else ""
 
 
+def order(value: Any) -> str:
+    """A number as JavaScript reads it, all digits; empty for what is none."""
+    if is_number(value):
+        return repr(value)
+    return ("Infinity" if value > 0 else "-Infinity") if isinstance(value, float) and isinf(value) else ""
+
+
 def clean(name: Any) -> str:
     """A name without characters that XML forbids or that reorder the text around them."""
     text = str(name)

@@ -80,11 +80,11 @@ class ReportInputs:
         """
         histories = {model: _read(folder / "training.json") for model, folder in models.items()}
         mixes = {model: _read(folder / "mix.json") for model, folder in models.items()}
-        scores = {folder: _perplexity(folder) for folder in (evaluate, *other_seeds)}
+        perplexity, documents = read_evaluations([evaluate, *other_seeds])
         return cls(
             name=name,
-            perplexity=mean_over_seeds(list(scores.values())),
-            documents=_documents(scores),
+            perplexity=perplexity,
+            documents=documents,
             baselines=baselines,
             routing=_read(evaluate / "routing.json"),
             tasks=_read(evaluate / "tasks.json"),
@@ -169,6 +169,15 @@ def in_order(models: Mapping[str, Any], domains: Sequence[str] = ()) -> list[str
         return groups.index(group(name)), list(domains).index(domain) if is_listed else len(domains)
 
     return sorted(models, key=place)
+
+
+def read_evaluations(folders: Sequence[Path]) -> tuple[Json, DocumentScores | None]:
+    """The perplexities of `evaluate` artifacts, one for each seed, as their mean, and each document's loss, if written.
+
+    Raises ArtifactDamaged.
+    """
+    scores = {folder: _perplexity(folder) for folder in folders}
+    return mean_over_seeds(list(scores.values())), _documents(scores)
 
 
 def _perplexity(evaluate: Path) -> Json:

@@ -18,7 +18,7 @@ from pipelines.report.inputs import Json, ReportInputs, expert_labels, group, in
 class Column:
     """key: its name in the CSV. show: value -> text on the page; None for text as it is.
 
-    best: mark the lowest value. csv_only: left out of the page.
+    best: mark the lowest value. csv_only: left out of the page. prose: words that may take several lines.
     """
 
     key: str
@@ -26,14 +26,18 @@ class Column:
     show: Callable[[Any], str] | None = None
     best: bool = False
     csv_only: bool = False
+    prose: bool = False
 
 
 @dataclass(frozen=True)
 class Cell:
+    """order: of a number, what the page's script sorts by; empty for none."""
+
     text: str
     exact: str
     is_number: bool
     is_best: bool
+    order: str = ""
 
 
 @dataclass(frozen=True)
@@ -269,7 +273,7 @@ def _cell(column: Column, value: Any, lowest: float | None) -> Cell:
     if column.show is None:
         return Cell(formats.MISSING if value is None else clean(value), "", False, False)
     is_best = column.best and is_number(value) and value == lowest
-    return Cell(column.show(value), formats.exact(value), True, is_best)
+    return Cell(column.show(value), formats.exact(value), True, is_best, formats.order(value))
 
 
 def _csv_value(value: Any) -> Any:

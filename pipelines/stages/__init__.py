@@ -46,7 +46,7 @@ KINDS: dict[str, StageKind] = {
     "export": StageKind("export", 1),
     "evaluate": StageKind("evaluate", 3),
     "routing": StageKind("routing", 1),
-    "report": StageKind("report", 3),
+    "report": StageKind("report", 4),
 }
 
 

@@ -1,4 +1,4 @@
-"""The report in a real browser: no request, no error, nothing wider than the screen, legible in the dark."""
+"""The report, and two runs compared, in a real browser: no request, nothing wider than the screen, tables that sort."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from pipelines.report import build_report
+from pipelines.report.pair import Pair, chances, pair_page
+from tests.browser.test_lineage_page import contrast
 from tests.report.fakes import fake_run
+from tests.report.pair_fakes import run_a, run_b
 
 pytestmark = pytest.mark.browser
 
 STEP0 = "figures/step0-mix.bam.svg"
-WIDTHS = {"wide": 1200, "tablet": 760, "phone": 400}
+WIDTHS = {"wide": 1200, "tablet": 760, "phone": 390}
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,15 @@ def many_experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs on one page, in a folder as a report's is."""
+    folder = tmp_path_factory.mktemp("pair")
+    both = Pair(run_a(), run_b())
+    (folder / "report.html").write_text(pair_page(both, chances(both)), encoding="utf-8")
+    return folder
+
+
 def opened(browser: Any, path: Path, width: int = 1200, **options: Any) -> tuple[Any, list[str]]:
     """The page, and everything it asked for or complained of, itself left out."""
     page = browser.new_page(viewport={"width": width, "height": 900}, **options)
@@ -59,7 +71,13 @@ def test_asks_for_nothing_and_complains_of_nothing(browser: Any, report: Path, n
     page.close()
 
 
-@pytest.mark.parametrize("name", ["report", "many_experts"])
+def test_a_page_of_two_runs_asks_for_nothing_and_complains_of_nothing(browser: Any, pair: Path):
+    page, heard = opened(browser, pair / "report.html")
+    assert heard == []
+    page.close()
+
+
+@pytest.mark.parametrize("name", ["report", "many_experts", "pair"])
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
 def test_only_tables_the_lineage_and_wide_maps_scroll_sideways(
     browser: Any, request: pytest.FixtureRequest, name: str, width: int
@@ -154,4 +172,122 @@ def test_prints_every_heat_map(browser: Any, report: Path):
     page.emulate_media(media="print")
     page.wait_for_function(visible)  # the style takes effect with a later frame; fails if it never does
     assert page.pdf(format="A4").startswith(b"%PDF")
+    page.close()
+
+
+TABLE = "#perplexity table"
+
+
+def column(page: Any, place: int) -> list[str]:
+    read = "([table, n]) => [...document.querySelector(table).tBodies[0].rows].map(row => row.cells[n].textContent)"
+    return [str(text).removesuffix(" (best)") for text in page.evaluate(read, [TABLE, place])]
+
+
+def direction(page: Any) -> list[str | None]:
+    return page.evaluate(f"[...document.querySelectorAll('{TABLE} th[scope=col]')].map(e => e.ariaSort)")
+
+
+def test_a_click_sorts_by_a_column_and_a_third_one_undoes_it(browser: Any, report: Path):
+    page, heard = opened(browser, report / "report.html")
+    head = page.locator(f"{TABLE} th button", has_text="general").first
+    as_it_was, models = column(page, 1), column(page, 0)
+    head.click()
+    assert column(page, 1) == sorted(as_it_was, key=float)
+    assert direction(page)[1] == "ascending"
+    assert dict(zip(column(page, 0), column(page, 1), strict=True)) == dict(zip(models, as_it_was, strict=True))
+    head.click()
+    assert column(page, 1) == sorted(as_it_was, key=float, reverse=True)
+    assert direction(page)[1] == "descending"
+    page.locator(f"{TABLE} th button", has_text="model").first.click()
+    assert column(page, 0) == sorted(models)
+    assert direction(page)[:2] == ["ascending", None], "one column at a time"
+    for _ in range(2):
+        page.locator(f"{TABLE} th button", has_text="model").first.click()
+    assert (column(page, 0), set(direction(page))) == (models, {None})
+    assert heard == []
+    page.close()
+
+
+def test_keys_alone_sort(browser: Any, report: Path):
+    page, _ = opened(browser, report / "report.html")
+    as_it_was = column(page, 5)
+    page.locator(f"{TABLE} th button").nth(4).focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert column(page, 5) == sorted(as_it_was, key=float)
+    page.keyboard.press("Space")
+    assert column(page, 5) == sorted(as_it_was, key=float, reverse=True)
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.close()
+
+
+def test_numbers_are_sorted_as_numbers_and_what_is_missing_comes_last(browser: Any, report: Path):
+    """Shown as 2.00M and 512, and a dash in the rows of what is not trained."""
+    page, _ = opened(browser, report / "report.html")
+    tokens = page.locator("#cost th button", has_text="tokens").first
+    for order in ("ascending", "descending"):
+        tokens.click()
+        found = page.evaluate(
+            "[...document.querySelector('#cost table').tBodies[0].rows].map(row => row.cells[2].dataset.order)"
+        )
+        numbers = [float(text) for text in found if text]
+        assert numbers == sorted(numbers, reverse=order == "descending")
+        assert set(found[len(numbers) :]) == {""}
+        assert len(numbers) > 5
+    page.close()
+
+
+def test_sorting_moves_nothing_on_the_page(browser: Any, report: Path):
+    page, _ = opened(browser, report / "report.html")
+    size = f"(e => [e.offsetWidth, e.offsetHeight])(document.querySelector('{TABLE}'))"
+    before = page.evaluate(size)
+    page.locator(f"{TABLE} th button").nth(2).click()
+    assert page.evaluate(size) == pytest.approx(before, abs=1)
+    page.close()
+
+
+@pytest.mark.parametrize("name", ["report", "pair"])
+def test_without_javascript_and_on_paper_the_heads_are_text(browser: Any, request: pytest.FixtureRequest, name: str):
+    path = request.getfixturevalue(name) / "report.html"
+    page, _ = opened(browser, path, java_script_enabled=False)
+    assert page.locator("th button").count() == 0
+    assert page.locator(f"{TABLE} thead th").first.inner_text() == "model"
+    page.close()
+    page, _ = opened(browser, path)
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.querySelector('th button'), '::after').display") == "none"
+    assert page.evaluate("getComputedStyle(document.querySelector('th button')).display") == "contents"
+    page.close()
+
+
+def test_a_table_of_facts_is_not_sorted(browser: Any, pair: Path):
+    page, _ = opened(browser, pair / "report.html")
+    assert page.locator("#runs th button").count() == 0
+    assert page.locator("#recipes th button").count() == 3
+    page.close()
+
+
+@pytest.mark.parametrize("name", ["report", "pair"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_heads_captions_and_notes_stand_out(browser: Any, request: pytest.FixtureRequest, name: str, scheme: str):
+    """Contrast of at least 4.5 (WCAG AA) to the paper."""
+    page, _ = opened(browser, request.getfixturevalue(name) / "report.html", color_scheme=scheme)
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    for what in ("th button", "figcaption", ".note", ".lead", "nav a"):
+        ink = page.evaluate(f"getComputedStyle(document.querySelector('{what}')).color")
+        assert contrast(ink, paper) >= 4.5, what
+    page.close()
+
+
+@pytest.mark.parametrize("name", ["report", "pair"])
+def test_no_label_of_a_figure_is_cut_off(browser: Any, request: pytest.FixtureRequest, name: str):
+    page, _ = opened(browser, request.getfixturevalue(name) / "report.html")
+    page.evaluate("document.querySelectorAll('details').forEach(found => { found.open = true; })")
+    cut = page.evaluate(
+        """[...document.querySelectorAll('svg.figure text')].filter(text => {
+            const label = text.getBoundingClientRect(), box = text.closest('svg').getBoundingClientRect();
+            return label.left < box.left - 1 || label.right > box.right + 1 || label.bottom > box.bottom + 1;
+        }).map(text => text.textContent)"""
+    )
+    assert cut == []
     page.close()

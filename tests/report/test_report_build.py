@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from base64 import b64encode
 from copy import deepcopy
 from html.parser import HTMLParser
 from math import inf, nan
@@ -18,6 +20,7 @@ import pytest
 
 from bam_core.errors import ArtifactDamaged
 from pipelines.report import ReportInputs, build_report
+from pipelines.report.svg import TEMPLATES
 from tests.report.fakes import DOMAINS, fake_run
 
 ROOT = Path(__file__).parents[2]
@@ -145,7 +148,6 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path: Path):
     assert not re.search(r"url\(|@import|@font-face", html)
     assert all(attrs["href"].startswith("#") for _, attrs in page.tags if "href" in attrs)
     assert {tag for tag, _ in page.tags} & {
-        "script",
         "link",
         "img",
         "iframe",
@@ -155,6 +157,17 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path: Path):
     } == set()
     policy = next(attrs for tag, attrs in page.tags if tag == "meta" and "http-equiv" in attrs)
     assert "default-src 'none'" in policy["content"]
+
+
+def test_the_only_script_is_ours_and_the_policy_names_it(tmp_path: Path):
+    made, page = built(fake_run(), tmp_path)
+    assert [attrs for tag, attrs in page.tags if tag == "script"] == [{}]
+    _, _, after = made["report.html"].decode().partition("<script>")
+    script = after.partition("</script>")[0]
+    assert script == (TEMPLATES / "sort.js").read_text()
+    digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = next(attrs for tag, attrs in page.tags if tag == "meta" and "http-equiv" in attrs)["content"]
+    assert re.findall(r"script-src ([^;]*)", policy) == [f"'sha256-{digest}'"]
 
 
 def test_every_drawing_has_words(tmp_path: Path):
@@ -184,7 +197,7 @@ def hostile_run() -> ReportInputs:
 
 def test_hostile_names_are_shown_and_do_nothing(tmp_path: Path):
     made, page = built(hostile_run(), tmp_path / "out")
-    assert "script" not in {tag for tag, _ in page.tags}
+    assert [attrs for tag, attrs in page.tags if tag == "script"] == [{}], "ours, and no other"
     assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
     assert "<script>alert(1)</script>" in page.text
     assert "{{7*7}}" in page.text

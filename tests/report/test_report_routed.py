@@ -224,7 +224,7 @@ def test_hostile_names_and_wild_numbers_break_nothing(tmp_path: Path) -> None:
     models["summary"]["models"][f"train.{HOSTILE}"] = summary
     alarm = {"branch": "ffn", "layer": 0, "expert": HOSTILE, "since": 1, "until": None}
     page = built(run(routed=models, collapses={HOSTILE: [alarm]}), tmp_path)
-    assert "<script" not in page
+    assert page.count("<script") == 1, "ours, and no other"
     assert "{{7*7}}" in page
     for figure in (tmp_path / "figures").iterdir():
         ET.fromstring(figure.read_text(encoding="utf-8"))

@@ -163,7 +163,7 @@ def test_hostile_names_stay_text(tmp_path: Path):
     perplexity = {hostile: {hostile: 3.0, "average": 3.0}}
     inputs = changed(layers=layers, perplexity=perplexity, seed=hostile, tokens_per_domain={hostile: 9})
     html = page(inputs, tmp_path)
-    assert "<script>" not in html
+    assert html.count("<script") == 1, "ours, and no other"
     assert "&lt;script&gt;\ufffd\ufffd{{7*7}} (seed)" in html
     drawing = ET.fromstring((tmp_path / "figures" / "step0-mix.bam.svg").read_bytes())
     assert not [e for e in drawing.iter() if e.tag.endswith("script")]
