@@ -3,17 +3,28 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test test-all lint format bench bench-page wheel docs clean
+.PHONY: run test test-all coverage mutation nightly lint format bench bench-page wheel docs clean
 .DELETE_ON_ERROR:
 
 run: .venv/run.stamp
 	$(BIN)/bam run quickstart
 
+# In layers, and in random order (tests/run.py). One layer: .venv/bin/python -m tests.run core
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m tests.run
 
 test-all: .venv/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m tests.run --all
+
+coverage: .venv/dev.stamp
+	$(BIN)/python -m tests.run --coverage
+
+# These two take an hour or more and are for the night.
+mutation: .venv/dev.stamp
+	$(BIN)/python -m tests.mutation
+
+nightly: .venv/dev.stamp
+	$(BIN)/python -m tests.nightly
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

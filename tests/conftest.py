@@ -1,12 +1,17 @@
-"""What the tests share: one Ray for the whole session, one thread each, no deadline for hypothesis, and an environment
-that each test leaves as it found it."""
+"""What the tests share: one Ray for the whole session, one thread each, no deadline for hypothesis, an environment that
+each test leaves as it found it, and draws that do not depend on which tests ran before.
+
+pytest-randomly shuffles the files and the tests of each; its seed is printed first.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 from hypothesis import settings
@@ -19,6 +24,25 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started with `&`: what 
 
 settings.register_profile("bam", deadline=None)  # a loaded machine is not a wrong answer
 settings.load_profile("bam")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Whoever asks for Ray is marked `ray`: `tests.run` keeps such tests apart."""
+    if "ray_cluster" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.ray)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Folder after folder, the files of each as they were shuffled: what a folder's tests share is started once, and
+    ends before those of the next begin."""
+    items.sort(key=lambda item: item.path.parent)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """torch's own generator, from which modules of other libraries draw: each test has its seed, in any order."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(crc32(item.nodeid.encode()))
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,9 +37,11 @@ Visible = Callable[[Path], None]
 
 @contextmanager
 def visible_sites(monkeypatch: pytest.MonkeyPatch) -> Iterator[Visible]:
-    """Puts a folder on `sys.path`, and forgets afterwards what was found there."""
+    """Puts a folder on `sys.path`, and forgets afterwards what was found and imported there."""
+    sites: list[Path] = []
 
     def show(site: Path) -> None:
+        sites.append(site)
         monkeypatch.syspath_prepend(str(site))
         plugins.forget()
 
@@ -46,6 +49,9 @@ def visible_sites(monkeypatch: pytest.MonkeyPatch) -> Iterator[Visible]:
     yield show
     monkeypatch.undo()
     plugins.forget()
+    for name, module in list(sys.modules.items()):
+        if any(Path(getattr(module, "__file__", None) or "/").is_relative_to(site) for site in sites):
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -202,6 +202,7 @@ def test_other_bytes_are_told_with_what_made_them(bam, first, monkeypatch):
         follows=((("train.bam", "a" * 64), ("train.bam", "a" * 64)),),
     )
     monkeypatch.setattr(wiring, "compare", lambda *_: found)
+    monkeypatch.setenv("COLUMNS", "120")
     out = bam("diff", "a", "b").out
     assert "the same key and the same inputs, but other bytes\n   files: model.safetensors\n" in out
     assert "made with: packages.torch changed" in out

@@ -18,7 +18,7 @@ import pytest
 from tests.cluster.kit import Cluster, interrupt
 from tests.e2e.kit import NO_MLFLOW, Place, recipe_dict, write_recipe, write_texts
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.ray]
 
 ROOT = Path(__file__).parents[2]
 BAM = (sys.executable, "-c", "import sys; from pipelines.cli import main; sys.exit(main())")

@@ -20,7 +20,7 @@ from tests.e2e.kit import NO_MLFLOW, Place, merged
 from tests.infra.s3_kit import S3Server, s3_server, use
 
 __all__ = ["empty", "finished", "s3_server"]  # fixtures
-pytestmark = pytest.mark.long  # a cluster takes half a minute to start
+pytestmark = [pytest.mark.long, pytest.mark.ray]  # a cluster takes half a minute to start
 
 FEWER = {"variants": {"btx": None}, "dense": False}
 TRAINED = ("seed", "expert.code", "expert.law", "mix.bam", "train.bam")

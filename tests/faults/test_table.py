@@ -50,6 +50,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 
 
 @pytest.mark.long
+@pytest.mark.ray
 @pytest.mark.parametrize("fault", [pytest.param(fault, id=fault.name) for fault in CLUSTER])
 def test_fault_on_a_cluster(smaller: Place, machines: Machines, tmp_path: Path, fault: ClusterFault) -> None:
     lab = new_lab(tmp_path, smaller)

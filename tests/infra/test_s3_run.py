@@ -87,6 +87,7 @@ def test_a_run_on_s3_ends_with_the_bytes_of_a_local_one(
 
 
 @pytest.mark.long
+@pytest.mark.ray
 def test_ray_trains_through_faults_of_its_uploads(
     finished: Place, empty: Place, s3: S3Server, uri: str, tmp_path: Path
 ) -> None:
@@ -111,6 +112,7 @@ def test_ray_trains_through_faults_of_its_uploads(
 
 
 @pytest.mark.long
+@pytest.mark.ray
 def test_a_worker_that_dies_is_replaced_by_one_that_resumes_from_s3(s3: S3Server, uri: str, tmp_path: Path) -> None:
     """Uploads go on beside the training, one at a time: at most the last one is not there yet when a worker dies."""
     sprinkle(s3, "/training/")
