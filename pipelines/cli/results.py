@@ -50,7 +50,7 @@ def results(
     if readme is not None:
         write_text(readme, between_marks(there, README_MARK, summary(shown)) or there, "--readme")
     if out is not None:
-        write_text(out, text)
+        write_text(out, text, make_folder=True)
     tables = [table for _, of_recipe in shown for table in of_recipe]
     said = f"{len(tables)} tables and {sum(len(table.claims) for table in tables)} claims in {out}"
     session.answer(_json(shown), lambda: said if out is not None else text.rstrip("\n"))
