@@ -1,8 +1,11 @@
-"""`python -m tests.benchmarks.cluster overhead|goodput`: what Ray costs a whole run, and what killed workers cost it.
+"""`python -m tests.benchmarks.cluster overhead|goodput|nodes`: what Ray costs a whole run, what killed workers cost it,
+and whether two nodes and S3 change a byte.
 
 overhead: the recipe in one process, each stage alone (that is its compute), then on an embedded Ray; wall time of the
 second over the sum of the first. goodput: the seed trained undisturbed and then with a worker killed every so often;
-seconds of the first over those of the second, and whether the bytes are the same.
+seconds of the first over those of the second, and whether the bytes are the same. nodes: the recipe on two raylets of
+one CPU each, with a store on an S3 server; on which node each stage was trained, and whether every artifact has the
+bytes of one process (made anew, or those of `--beside STORE`).
 
 Each is run once, by the command line that people use, from an empty store. The result is `.bench/cluster-*.json`.
 Nothing here is a test: no figure is asserted.
@@ -25,7 +28,10 @@ from typing import Any
 
 import psutil
 
+from infra.store import ArtifactStore
 from tests.benchmarks.result import OUT, write_result
+from tests.cluster.kit import Cluster
+from tests.infra.s3_kit import S3Server
 
 NO_MLFLOW = ("--tracking-uri", "http://127.0.0.1:9")
 LOOK_EVERY_S = 2.0
@@ -34,12 +40,12 @@ LOOK_EVERY_S = 2.0
 class Run:
     """`bam run` in a process of its own. peak_bytes: the most that its processes held at once, shared pages apart."""
 
-    def __init__(self, store: Path, executor: str, words: list[str]) -> None:
+    def __init__(self, store: Path | str, executor: str, words: list[str], env: dict[str, str] | None = None) -> None:
         script = Path(sys.executable).with_name("bam")
         command = [str(script), "run", *words, "--store", str(store), "--executor", executor, *NO_MLFLOW, "--json"]
         self.started = time.monotonic()
         self._err = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._err, text=True, env=_env())
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._err, text=True, env=env or _env())
         self.peak_bytes, self.most_workers = 0, 0
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -142,7 +148,39 @@ def _kill_every(run: Run, every_s: float, kills: list[float]) -> None:
                 kills.append(round(time.monotonic() - run.started, 1))
 
 
-MEASURES = {"overhead": overhead, "goodput": goodput}
+def nodes(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    beside = options.beside or folder / "local"
+    words = [options.recipe, *options.words]
+    here = {stage["stage"]: stage["key"] for stage in Run(beside, "local", words).result()["stages"]}
+    server = S3Server.start()
+    os.environ.update(server.env())
+    cluster = Cluster(folder / "c", cpus=1, extra_env=server.env())
+    try:
+        cluster.start().add_node("second", cpus=1)
+        run = Run(server.uri("nodes"), "ray", [*words, "--address", cluster.address], cluster.env())
+        run.result()
+        there, local = ArtifactStore(server.uri("nodes")), ArtifactStore(str(beside))
+        found = {stage: _compared(stage, key, local, there) for stage, key in here.items()}
+    finally:
+        cluster.stop()
+        server.stop()
+    for stage, row in found.items():
+        print(f"{stage:<24}{', '.join(row['nodes']) or 'driver':<44}{'identical' if row['identical'] else 'DIFFERS'}")
+    print(f"{run.wall_s:.1f} s on two nodes")
+    return {"wall_s": run.wall_s, "stages": found}
+
+
+def _compared(stage: str, key: str, local: ArtifactStore, there: ArtifactStore) -> dict[str, Any]:
+    """On which nodes a stage ran, and whether its outputs are the same; a missing record is a difference."""
+    ours, theirs = local.record(stage, key), there.record(stage, key)
+    if ours is None or theirs is None:
+        return {"nodes": [], "identical": False}
+    ran_on = sorted({place["node"][:12] for place in theirs.provenance.get("ran_on", ())})
+    same = [(one.path, one.sha256) for one in ours.outputs] == [(one.path, one.sha256) for one in theirs.outputs]
+    return {"nodes": ran_on, "identical": same}
+
+
+MEASURES = {"overhead": overhead, "goodput": goodput, "nodes": nodes}
 
 
 def main() -> None:
@@ -151,6 +189,7 @@ def main() -> None:
     parser.add_argument("recipe", nargs="?", default="quickstart")
     parser.add_argument("--tokens", default="8M", help="goodput: of the seed; 8M take about ten minutes on two cores")
     parser.add_argument("--every", type=float, default=60.0, help="goodput: seconds from one kill to the next")
+    parser.add_argument("--beside", type=Path, help="nodes: a store that holds what one process made of the recipe")
     parser.add_argument("--out", type=Path, default=OUT)
     options, options.words = parser.parse_known_args()
     with tempfile.TemporaryDirectory(prefix="bam-bench-", ignore_cleanup_errors=True) as folder:
