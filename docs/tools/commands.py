@@ -25,7 +25,8 @@ def page() -> str:
         app.main(["--version"])  # which is when the commands are gathered
     common = {option.name for option in app.bam.params}
     parts = [HEAD, _common(app.bam)]
-    parts += [part for name, command in app.bam.commands.items() for part in _command(f"bam {name}", command, common)]
+    for name in app.bam.list_commands(click.Context(app.bam)):
+        parts += _command(f"bam {name}", app.bam.commands[name], common)
     return "\n".join(parts)
 
 

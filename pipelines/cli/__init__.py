@@ -11,6 +11,7 @@ chatting.py  chat                                       moving.py   import-confi
 serving.py   serve                                        init.py     init (asking.py: its questions)
 ending.py    how a run ends, and what to do next         commands.py examples in help texts, the nearest command
 completing.py completion, and what shells are offered    units.py    ages, sizes and numbers as they are typed
+sections.py what `bam --help` lists, by what one wants to do
 
 Importing this package imports neither torch nor Ray nor MLflow: `bam --help` answers at once. So `wiring`,
 which joins all of them, is imported inside the commands that need it.

@@ -21,6 +21,7 @@ import click
 
 from bam_core.errors import BamError, UsageError
 from pipelines.cli.commands import Commands
+from pipelines.cli.sections import SECTIONS
 
 if TYPE_CHECKING:
     from pipelines.wiring import Settings
@@ -86,7 +87,7 @@ _COMMON = (
     click.option(
         "--address",
         metavar="ADDRESS",
-        help="A Ray cluster: http://HOST:8265 runs a job there; a node of it may give HOST:PORT. [RAY_ADDRESS]",
+        help="A Ray cluster: http://HOST:8265 runs a job there; a node of it may give HOST:PORT or auto. [RAY_ADDRESS]",
     ),
     click.option("--executor", type=click.Choice(["ray", "local"]), help="Where stages run. [BAM_EXECUTOR; ray]"),
     click.option("--json", "as_json", is_flag=True, help="One JSON value on standard output."),
@@ -137,6 +138,7 @@ def session_from(given: Mapping[str, Any]) -> Session:
 
 @click.group(
     cls=Commands,
+    sections=SECTIONS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     examples=("bam run quickstart", "bam generate train.bam 'The court held that'", "bam ui"),
 )

@@ -14,7 +14,7 @@ from pipelines.cli.commands import Command
 
 @click.command(
     cls=Command,
-    examples=("bam card train.bam --out README.md",),
+    examples=("bam card train.bam --out card.md",),
 )
 @click.argument("ref", shell_complete=completing.artifacts)
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write it there; nothing is overwritten.")

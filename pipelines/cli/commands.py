@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -58,9 +58,13 @@ def _parts(line: str) -> list[str]:
 
 
 class Commands(Command, click.Group):
-    """Commands by name, in the order in which they were added."""
+    """Commands by name. sections: title -> names, in the order of the help; without them, in the order of adding."""
 
     command_class = Command
+
+    def __init__(self, *args: Any, sections: Mapping[str, Sequence[str]] | None = None, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.sections = sections or {}
 
     def resolve_command(self, context: click.Context, args: list[str]) -> Any:
         if args and args[0] not in self.commands and not args[0].startswith("-"):
@@ -70,4 +74,19 @@ class Commands(Command, click.Group):
         return super().resolve_command(context, args)
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return list(self.commands)
+        first = [name for names in self.sections.values() for name in names if name in self.commands]
+        return [*first, *(name for name in self.commands if name not in first)]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """A list for each section, what is in none of them last; the first sentence of each command, whole."""
+        rows = {
+            name: self.commands[name].get_short_help_str(limit=1000)
+            for name in self.list_commands(ctx)
+            if not self.commands[name].hidden
+        }
+        width = max(map(len, rows), default=0)
+        listed = {name for names in self.sections.values() for name in names}
+        for title, names in {**self.sections, "Commands": [name for name in rows if name not in listed]}.items():
+            if lines := [(f"{name:<{width}}", rows[name]) for name in names if name in rows]:
+                with formatter.section(title):
+                    formatter.write_dl(lines)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         "bam doctor --calibrate --out here.json",
     ),
 )
-@click.option("--calibrate", is_flag=True, help="Measure this machine, for `bam plan --on`; about a minute.")
+@click.option("--calibrate", is_flag=True, help="Measure this machine, for `bam plan --on`; about two minutes.")
 @click.option(
     "--out",
     metavar="FILE",

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bam_core.errors import ArtifactDamaged
@@ -57,11 +61,20 @@ def _there(result: RunResult) -> list[StageResult]:
 def next_text(session: Session, result: RunResult, rest: str | None) -> str:
     """The commands that one would want now, each with what it does. rest: the one that makes what is left, if any."""
     rows = [*([(rest, "all else that the recipe describes")] if rest else []), *_asked(session, result)][:N_NEXT]
+    rows = [(f"{_program()}{command.removeprefix('bam')}", words) for command, words in rows]
     width = max(len(command) for command, _ in rows)
     lines = [f"  {command:<{width}}  # {words}" for command, words in rows]
     if max(map(len, lines)) > (text.columns() or PIPED):
         lines = [f"  {command}" for command, _ in rows]
     return "\n".join(["Next:", *lines])
+
+
+def _program() -> str:
+    """`bam`, or where it is: after `make run`, the shell has not heard of the environment that was made."""
+    own = Path(sys.argv[0])
+    if own.name != "bam" or shutil.which("bam") is not None:
+        return "bam"
+    return shlex.quote(os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own))
 
 
 def _asked(session: Session, result: RunResult) -> list[tuple[str, str]]:

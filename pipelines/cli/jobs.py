@@ -30,7 +30,7 @@ def is_job(session: Session) -> bool:
     cls=Command,
     examples=(
         "bam submit quickstart --address http://127.0.0.1:8265 --store s3://bucket/bam",
-        "bam submit mine.yaml --detach --until train.bam",
+        "bam submit mine.yaml --detach --until train.bam --address http://127.0.0.1:8265",
     ),
 )
 @click.argument("recipe", shell_complete=completing.recipes)
@@ -163,7 +163,7 @@ def jobs(session: Session) -> None:
 
 @click.command(
     cls=Command,
-    examples=("bam logs bam-quickstart-0123456789ab --follow",),
+    examples=("bam logs bam-quickstart-0123456789ab --follow --address http://127.0.0.1:8265",),
 )
 @click.argument("job")
 @click.option("-f", "--follow", "follows", is_flag=True, help="To its end; the exit status is the job's.")
@@ -183,7 +183,7 @@ def logs(session: Session, job: str, follows: bool) -> int:
 
 @click.command(
     cls=Command,
-    examples=("bam stop bam-quickstart-0123456789ab",),
+    examples=("bam stop bam-quickstart-0123456789ab --address http://127.0.0.1:8265",),
 )
 @click.argument("job")
 @with_session

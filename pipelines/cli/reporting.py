@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     "--out",
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the page here.  [report-A-B.html, of the ends of their names]",
+    help="Write the page here.  [report-A-B.html, with the last part of each name]",
 )
 @with_session
 def report(session: Session, left: str, right: str, out: Path | None) -> None:

@@ -40,9 +40,18 @@ def page(shown: Shown) -> str:
 
 
 def summary(shown: Shown) -> str:
-    """Every claim in one table, for a README."""
-    claims = [(table, claim) for _, tables in shown for table in tables for claim in table.claims]
-    return grid(["table", *CLAIM_HEAD], [[table.title, *claim_row(claim)] for table, claim in claims], n_text=3)
+    """For a README: of each table the first claim, which is what it was made for, and all that are not confirmed."""
+    tables = [table for _, of_recipe in shown for table in of_recipe if table.claims]
+    counts = Counter(claim.verdict for table in tables for claim in table.claims)
+    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    rows = [
+        [table.title, *claim_row(claim)]
+        for table in tables
+        for i, claim in enumerate(table.claims)
+        if i == 0 or claim.verdict != "confirmed"
+    ]
+    words = f"Of {sum(counts.values())} claims: {said}. The first of each table, and all that are not confirmed:"
+    return f"{words}\n\n" + grid(["table", *CLAIM_HEAD], rows, n_text=3)
 
 
 def _glance(shown: Shown) -> Iterator[str]:

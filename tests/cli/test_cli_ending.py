@@ -87,6 +87,26 @@ def test_the_commands_name_the_places_that_were_typed_but_no_password() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("typed", "program"),
+    [
+        (".venv/bin/bam", ".venv/bin/bam"),
+        ("HERE/.venv/bin/bam", ".venv/bin/bam"),
+        ("/opt/a b/bam", "'/opt/a b/bam'"),
+        ("/usr/lib/python/__main__.py", "bam"),
+    ],
+)
+def test_a_shell_that_does_not_know_bam_is_told_where_it_is(
+    here: Path, monkeypatch: pytest.MonkeyPatch, typed: str, program: str
+) -> None:
+    monkeypatch.setenv("PATH", str(here))
+    monkeypatch.setattr("sys.argv", [typed.replace("HERE", str(Path.cwd()))])
+    shown = next_text(Session(), ended(stage("data.law")), "bam run quickstart")
+    assert commands(shown) == [f"{program} run quickstart", f"{program} show data.law", f"{program} ls"]
+    (here / "bam").touch(mode=0o755)
+    assert commands(next_text(Session(), ended(), None)) == ["bam ls", "bam runs"]
+
+
 def test_a_narrow_terminal_gets_the_commands_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     result = ended(stage("train.bam"))
     assert "  # what the model says" in next_text(Session(), result, None)

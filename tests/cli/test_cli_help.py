@@ -13,6 +13,7 @@ from click.shell_completion import ShellComplete
 
 from pipelines.cli import app, completing, main
 from pipelines.cli.commands import folded
+from pipelines.cli.sections import SECTIONS
 from pipelines.recipe import shipped_recipes
 from tests.cli.conftest import Bam
 from tests.cli.wrong_world import build
@@ -47,6 +48,19 @@ def words_of(example: str) -> list[str]:
         del words[0]
     assert words[0] == "bam"
     return words[1:]
+
+
+def test_every_command_is_listed_once_with_its_whole_sentence(
+    bam: Bam, commands: dict[tuple[str, ...], click.Command]
+) -> None:
+    names = [name for names in SECTIONS.values() for name in names]
+    shown = {name: command for name, command in app.bam.commands.items() if not command.hidden}
+    assert sorted(names) == sorted(shown)
+    text = " ".join(bam("--help").out.partition("\nMake:")[2].split())
+    assert "..." not in text
+    for name, command in shown.items():
+        sentence = command.get_short_help_str(limit=1000)
+        assert f"{name} {sentence}".replace("- ", "-") in text.replace("- ", "-"), name
 
 
 def test_every_help_text_ends_with_examples_that_can_be_typed(

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bam_core.evaluate.resample import DocumentScores
+from bam_core.evaluate.significance import Comparison
+from pipelines import wiring
+from pipelines.cli import main
 from pipelines.recipe.study import Claim, Row, StudyTable
 from pipelines.report.formats import gain
 from pipelines.results.markdown import margin
-from pipelines.results.page import between_marks, page, summary
+from pipelines.results.page import VERDICTS, between_marks, page, summary
 from pipelines.results.tables import Evaluated, ShownTable, paper_difference, study_tables
 
 DOMAINS = ("general", "law")
@@ -185,8 +191,39 @@ def test_the_readmes_table_goes_between_its_marks() -> None:
     readme = "before\n<!-- results -->\nold\n<!-- /results -->\nafter\n"
     changed = between_marks(readme, "results", claims)
     assert changed is not None
-    assert changed.startswith("before\n<!-- results -->\n| table | claimed lower |")
+    assert changed.startswith("before\n<!-- results -->\nOf 2 claims: ")
     assert changed.endswith("<!-- /results -->\nafter\n")
     assert "old" not in changed
     assert between_marks(changed, "results", claims) == changed
     assert between_marks("no marks", "results", claims) is None
+
+
+def test_the_readmes_table_holds_each_first_claim_and_all_that_are_not_confirmed() -> None:
+    found = evaluated()
+    [table] = study_tables({"t": TABLE}, found)
+    first, second = table.claims
+    signs = {"confirmed": (-0.1, 0.0), "refuted": (0.1, 0.0), "not distinguishable": (-0.1, 1.0)}
+
+    def its(verdict: str) -> Comparison:
+        difference, p = signs[verdict]
+        return replace(first.comparison, difference=difference, corrected_p=p)
+
+    rows = {}
+    for verdicts in itertools.product(VERDICTS, repeat=2):
+        claims = (replace(first, comparison=its(verdicts[0])), replace(second, comparison=its(verdicts[1])))
+        text = summary([(found, [replace(table, claims=claims)])])
+        assert sum(map(int, re.findall(r"(\d+) (?:confirmed|refuted|not distinguishable)", text))) == 2
+        rows[verdicts] = [line.split(" | ")[-1] for line in text.splitlines() if line.startswith("| ")][1:]
+        rows[verdicts] = [line.removesuffix(" |") for line in rows[verdicts] if "---" not in line]
+    assert rows == {(a, b): [a] if b == "confirmed" else [a, b] for a, b in rows}
+
+
+def test_the_folder_of_out_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [(evaluated(), study_tables({"t": TABLE}, evaluated()))]
+    monkeypatch.setattr(wiring, "study_results", lambda loaded, settings: found)
+    out = tmp_path / "new" / "folder" / "page.md"
+    assert main(["results", "study/core", "--store", str(tmp_path / "store"), "--out", str(out)]) == 0
+    assert out.read_text() == page(found)
+    assert capsys.readouterr().out == f"1 tables and 2 claims in {out}\n"
