@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import queue
 import shutil
 import socket
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,8 @@ from infra.storage import sync
 
 logger = logging.getLogger(__name__)
 
+INTERRUPTED = 130
+"""The exit status of a process that ends before its tasks do."""
 CHECKPOINTS_KEPT = 2
 """The newest, and one before it in case the newest is lost."""
 
@@ -37,6 +43,8 @@ class LocalExecutor:
     def __init__(self) -> None:
         self._ended: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._n_running = 0
+        self._threads: list[threading.Thread] = []
+        atexit.register(self._leave)
 
     def submit(self, stage: Stage, task: Callable[..., Any], *args: Any) -> None:
         def work() -> None:
@@ -47,7 +55,9 @@ class LocalExecutor:
             self._ended.put((stage.name, result))
 
         self._n_running += 1
-        threading.Thread(target=work, name=stage.name, daemon=True).start()
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        self._threads.append(threading.Thread(target=work, name=stage.name, daemon=True))
+        self._threads[-1].start()
 
     def wait(self, timeout_s: float) -> Sequence[tuple[str, Any]]:
         ended: list[tuple[str, Any]] = []
@@ -63,6 +73,18 @@ class LocalExecutor:
 
     def close(self) -> None:
         """Leaves tasks that still run to end with the process."""
+
+    def _leave(self) -> None:
+        """At the process's end, while a task still runs: no step further.
+
+        Python would take its interpreter away from under a thread that is deep in torch, which then aborts the process.
+        A thread whose task has been collected is about to end by itself.
+        """
+        if self._n_running and any(thread.is_alive() for thread in self._threads):
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError, AttributeError):  # closed, or nobody reads it
+                    stream.flush()
+            os._exit(INTERRUPTED)
 
 
 @dataclass(frozen=True)

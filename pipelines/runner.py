@@ -149,6 +149,7 @@ class PipelineRun:
                     self._schedule.started(stage.name)
                     self._clock.setdefault(stage.name, (time.monotonic(), None))
                     executor.submit(stage, task.call, self._jobs[stage.name], *task.args)
+                self._let_go()
                 for name, outcome in self._wait(executor):
                     self._ended(name, outcome)
                 self._display.update(self.states())
@@ -167,6 +168,21 @@ class PipelineRun:
 
     def _held_now(self) -> set[str]:
         return {name for name, since in self._held.items() if time.monotonic() < since + HELD_S}
+
+    def _let_go(self) -> None:
+        """Of a stage that another run was making, and that finds no room here: once nobody makes it, it is pending."""
+        for name in self._held.keys() - self._held_now():
+            if self._schedule.statuses[name] != "pending":
+                continue
+            if self._is_held(name):
+                self._held[name] = time.monotonic()
+            else:
+                del self._held[name], self._holders[name], self._clock[name]
+
+    def _is_held(self, name: str) -> bool:
+        with suppress(StoreError):  # one that cannot be asked is as it was
+            return self._store.lease_info(name, self._decisions[name].key) is not None
+        return True
 
     def _ended(self, name: str, outcome: Any) -> None:
         if isinstance(outcome, LeaseHeld):  # it goes on being shown as running: elsewhere

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import TYPE_CHECKING, TextIO
 
@@ -91,7 +91,7 @@ def _number(value: object) -> float | None:
 
 
 class PlainLines:
-    """One line when a stage starts, ends or is reused; one every `every_s` while it trains."""
+    """One line when a stage starts, ends or is reused; one every `every_s` while it trains and gets on."""
 
     def __init__(
         self, stream: TextIO, clock: Callable[[], float] = time.monotonic, every_s: float = LINE_EVERY_S
@@ -101,6 +101,7 @@ class PlainLines:
         self._watch = Watch(clock)
         self._status: dict[str, str] = {}
         self._said_at: dict[str, float] = {}
+        self._told: dict[str, Figures] = {}
         self._width = 0
 
     def update(self, states: Sequence[StageState]) -> None:
@@ -109,7 +110,7 @@ class PlainLines:
             figures = self._watch.look(state)
             if self._status.get(state.stage, "pending") != state.status:
                 self._say(state.stage, _event(state, figures))
-            elif state.status == "running" and figures != Figures() and self._is_due(state.stage):
+            elif state.status == "running" and self._is_due(state.stage) and self._is_news(state.stage, figures):
                 self._say(state.stage, _progress(figures))
             self._status[state.stage] = state.status
 
@@ -121,6 +122,11 @@ class PlainLines:
 
     def _is_due(self, stage: str) -> bool:
         return self._clock() - self._said_at[stage] >= self._every_s
+
+    def _is_news(self, stage: str, figures: Figures) -> bool:
+        """Not the last figures once more, of a process that stands still or has been killed."""
+        told, self._told[stage] = self._told.get(stage, Figures()), replace(figures, eta_s=None)
+        return self._told[stage] not in (told, Figures())
 
     def _say(self, stage: str, words: str) -> None:
         self._said_at[stage] = self._clock()
@@ -134,6 +140,8 @@ def _event(state: StageState, figures: Figures) -> str:
         return f"starts: {reason}" if reason else "starts"
     if state.status == "done":
         return f"done in {took}" if figures.loss is None else f"done in {took}, loss {figures.loss:.4f}"
+    if state.status == "pending":  # it was shown as running in another run, which has ended
+        return "waits for its turn"
     return f"failed after {took}: {reason}" if state.status == "failed" else state.status
 
 

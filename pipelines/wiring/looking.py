@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bam_core.errors import UsageError
 from bam_core.graph import refs
+from pipelines.wiring.origins import name_of, readable_folder
 from pipelines.wiring.settings import Settings, open_store
 
 if TYPE_CHECKING:
@@ -51,12 +52,15 @@ def generate(
 
 
 def model_folder(ref: str, settings: Settings) -> tuple[str, Path]:
-    """`stage@key12` of a model, and a local folder with its files. Raises UsageError if `ref` is no model."""
+    """`stage@key12` of a model, and a local folder with its files.
+
+    Raises UsageError if `ref` is no model, ArtifactDamaged if a file of it has other bytes than recorded.
+    """
     store = open_store(settings)
     record = refs.resolve(ref, store.records())
     if not any(output.path == "config.json" for output in record.outputs):
         raise UsageError(f"{ref}: {record.stage} makes no model; try one of seed, expert.*, train.*")
-    return f"{record.stage}@{record.key[:12]}", store.localize(record)
+    return name_of(record.ref), readable_folder(store, record)
 
 
 def reading_folder(ref: str, settings: Settings) -> tuple[str, Path]:

@@ -81,5 +81,11 @@ def whole_folder(store: ArtifactStore, record: Record) -> Path:
     return store.localize(record)
 
 
+def readable_folder(store: ArtifactStore, record: Record) -> Path:
+    """As `whole_folder`, for what is read here: a remote store's files are hashed as they arrive, and never fetched
+    again for that."""
+    return whole_folder(store, record) if store.storage.is_local else store.localize(record)
+
+
 def name_of(ref: InputRef | None) -> str:
     return "?" if ref is None else f"{ref.stage}@{key12(ref.key)}"

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from bam_core.errors import LeaseHeld
 from bam_core.graph.plan import Decision
 from bam_core.graph.stage import Pipeline, Stage
+from pipelines import runner
+from pipelines.attempt import StageEnd
 from pipelines.cli.display import LiveTable, PlainLines, fit, open_display
-from pipelines.runner import PipelineRun, StageState
+from pipelines.runner import PipelineRun, StageState, Task
 
 
 class Clock:
@@ -63,6 +67,18 @@ def test_training_is_told_every_ten_seconds(lines: tuple[PlainLines, io.StringIO
         "00:00  seed  starts",
         "00:10  seed  step 110/200  loss 3.0000  41.2k tokens/s  ETA 1m 30s",
         "00:20  seed  step 120/200  loss 3.0000  41.2k tokens/s  ETA 1m 20s",
+    ]
+
+
+def test_figures_that_stand_still_are_told_once(lines: tuple[PlainLines, io.StringIO], clock: Clock) -> None:
+    """As those of a training in another process are from when it was killed until its lease is over."""
+    display, stream = lines
+    for second in range(62):
+        clock.now = float(second)
+        display.update([state("seed", "running", step=min(100 + second, 105), total_steps=200, loss=3.0)])
+    assert [line.partition("  ETA")[0] for line in stream.getvalue().splitlines()] == [
+        "00:00  seed  starts",
+        "00:10  seed  step 105/200  loss 3.0000",
     ]
 
 
@@ -184,4 +200,58 @@ def test_a_stage_waits_for_what_is_not_done_yet() -> None:
         ("data.law", ()),
         ("seed", ()),
         ("expert.law", ("seed",)),
+    ]
+
+
+class Elsewhere:
+    """Executor, store and display of a run that has room for one stage, while another process trains `expert.law`.
+
+    ends: at which second what ends. until: the second at which the other process has its lease no more.
+    """
+
+    def __init__(self, clock: Clock, ends: dict[int, tuple[str, Any]], until: int) -> None:
+        self._clock, self._ends, self._until = clock, ends, until
+        self.seen: list[tuple[str, str, Any]] = []
+
+    def submit(self, *_: Any) -> None:
+        pass
+
+    def wait(self, timeout_s: float) -> list[tuple[str, Any]]:
+        self._clock.now += 1
+        return [self._ends[int(self._clock.now)]] if int(self._clock.now) in self._ends else []
+
+    def lease_info(self, stage: str, key: str) -> str | None:
+        return "held" if self._clock.now < self._until else None
+
+    def progress(self, stage: str, key: str) -> dict[str, Any]:
+        return {"step": 20, "total_steps": 20} if stage == "expert.law" else {}
+
+    def update(self, states: list[StageState]) -> None:
+        law = next(state for state in states if state.stage == "expert.law")
+        now = (law.status, law.reason, law.progress.get("step"))
+        self.seen += [now] if now not in self.seen[-1:] else []
+
+
+def test_what_another_run_has_ended_is_no_longer_shown_as_running(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while this run has no room to look for itself: its own stage may take long yet."""
+    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=clock))
+    stages = tuple(Stage(name, "expert", 1, {}, {}) for name in ("expert.law", "expert.code"))
+    decisions = [Decision(stage.name, "0" * 64, "run", "never made", "new") for stage in stages]
+    record: Any = None
+    ends = {
+        1: ("expert.law", LeaseHeld("expert.law@0: held by another; run the same command again later")),
+        9: ("expert.code", StageEnd(record, made=True)),
+        11: ("expert.law", StageEnd(record, made=False)),
+    }
+    world: Any = Elsewhere(clock, ends, until=5)
+    jobs: Any = dict.fromkeys(("expert.law", "expert.code"))
+    watched = PipelineRun(Pipeline("p", stages), decisions, jobs, world, world)
+    assert watched.run(world, Task(world.submit, ()), 1) == "done"
+    assert world.seen == [
+        ("running", "held by another", 20),
+        ("pending", "never made", None),
+        ("running", "never made", 20),
+        ("reused", "never made", 20),
     ]

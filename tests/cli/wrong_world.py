@@ -94,9 +94,8 @@ def fill_stores(folder: Path) -> None:
     talking = made(store, "dense", {"data.law": records["data.law"]}, talks)
     shutil.copytree(folder / "bam_store", folder / "spoiled")
     spoiled = ArtifactStore(str(folder / "spoiled"))
-    flip_a_byte(file_of(spoiled, records["train.bam"], "model.safetensors"))
-    cut = file_of(spoiled, talking, "model.safetensors")
-    cut.write_bytes(cut.read_bytes()[:-1000])
+    for record in (records["train.bam"], talking):
+        flip_a_byte(file_of(spoiled, record, "model.safetensors"))
 
 
 def snapshot(folder: Path) -> dict[str, bytes | str | None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from bam_core.protocols import Executor, Trained, Trainer, TrainWorker
 from infra.local_executor import LocalExecutor, LocalTrainer
 
 __all__ = ["meeting"]  # a fixture
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -45,6 +48,36 @@ def test_closing_does_not_wait_for_what_still_runs(meeting: Meeting) -> None:
     executor.close()
     meeting.answer("a", "late")
     assert collect(executor, 1) == {"a": "late"}
+
+
+ENDS_WITH_A_TASK_IN_TORCH = """
+import sys, threading
+import torch
+from bam_core.graph.stage import Stage
+from infra.local_executor import LocalExecutor
+
+started = threading.Event()
+
+def train():
+    weights = torch.randn(64, 64, requires_grad=True)
+    while True:
+        (weights @ weights).sum().backward()
+        started.set()
+
+executor = LocalExecutor()
+executor.submit(Stage("seed", "seed", 1, {}, {}), train)
+started.wait()
+executor.close()
+print("the last words")
+sys.exit(130)
+"""
+
+
+def test_a_process_that_leaves_a_training_ends_with_its_status_and_words() -> None:
+    """Not by an abort of torch, whose thread finds no interpreter any more."""
+    code = [sys.executable, "-c", ENDS_WITH_A_TASK_IN_TORCH]
+    ended = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "the last words\n", "")
 
 
 class TestLocalTrainer(TrainerSuite):

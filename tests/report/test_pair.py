@@ -151,6 +151,13 @@ def test_a_run_of_a_killed_process_says_so():
     assert rows(runs_table(found))["took"]["b"] is None
 
 
+def test_what_is_not_fair_stands_on_the_page():
+    found = pair({"made_by": {"device": "another", "commit": "feed"}})
+    page, lines = pair_page(found, chances(found)), caveats(found, chances(found))
+    assert lines
+    assert all(f"<li>{line}</li>" in page for line in lines)
+
+
 def test_curves_are_of_trainings_that_differ():
     drawn = training_curves(pair())
     assert [panel.label.partition(":")[0] for panel, _ in drawn] == ["train.bam", "train.btx"]

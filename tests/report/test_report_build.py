@@ -20,6 +20,8 @@ import pytest
 
 from bam_core.errors import ArtifactDamaged
 from pipelines.report import ReportInputs, build_report
+from pipelines.report.findings import find
+from pipelines.report.pages import FEW_DRAWINGS, _environment
 from pipelines.report.svg import TEMPLATES
 from tests.report.fakes import DOMAINS, fake_run
 
@@ -102,6 +104,26 @@ def test_page_shows_the_perplexities_and_marks_the_best(tmp_path: Path):
     assert rows["seed"][:5] == ["31.98", "14.62", "12.92", "9.12", "17.16"]
     assert rows["train.bam"][:5] == ["26.02 (best)", "9.45", "7.04", "3.81", "11.58 (best)"]
     assert rows["expert.math"][3] == "3.67 (best)"
+
+
+def test_caveats_stand_on_the_page(tmp_path: Path):
+    html = built(fake_run(), tmp_path)[0]["report.html"].decode()
+    lines = find(fake_run()).caveats
+    assert lines
+    assert all(f"<li>{line}</li>" in html for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("n", "title", "folds"), [(FEW_DRAWINGS, "All", False), (FEW_DRAWINGS + 1, "All", True), (99, None, False)]
+)
+def test_many_notes_with_a_title_are_folded(n: int, title: str | None, folds: bool):
+    html = _environment().get_template("macros.html.j2").module.notes(["a <b>"] * n, title)
+    assert html.count("<li>a &lt;b&gt;</li>") == n
+    assert (f"<details><summary>All ({n})</summary>" in html) == ("</details>" in html) == folds
+
+
+def test_no_notes_are_nothing():
+    assert _environment().get_template("macros.html.j2").module.notes([]).strip() == ""
 
 
 def test_returns_figures_of_the_inputs(tmp_path: Path):
