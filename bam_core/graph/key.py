@@ -33,7 +33,7 @@ class UnstableValue(BamError):
 
 def canonical_json(value: Any) -> str:
     """Write `value` as the one JSON text that all its equals have. Raises UnstableValue, naming the path."""
-    return json.dumps(_plain(value, ""), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"))
 
 
 def stage_payload(stage: Stage, input_keys: Mapping[str, str]) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def stage_payload(stage: Stage, input_keys: Mapping[str, str]) -> dict[str, Any]
         "config": stage.config,
         "inputs": input_keys,
     }
-    plain: dict[str, Any] = _plain(payload, "")
+    plain: dict[str, Any] = _plain(payload)
     return plain
 
 
@@ -130,7 +130,7 @@ def describe_changes(changes: list[Change]) -> str:
     return f"{named} and {more} more" if more > 0 else named
 
 
-def _plain(value: Any, path: str) -> Any:
+def _plain(value: Any, path: str = "") -> Any:
     """The value made of dict, list, str, int, float, bool and None only; a whole float becomes its int."""
     match value:
         case None | bool() | str():

@@ -77,9 +77,11 @@ def plan(
     for stage in pipeline:
         planner.decided[stage.name] = planner.decide(stage)
     listed = set(planner.selected)
-    for stage in pipeline:
-        if stage.name in planner.selected and planner.decided[stage.name].action in ("run", "blocked"):
-            listed |= set(planner.made_inputs(stage))
+    for stage in reversed(pipeline.stages):  # what one waits for is listed, and what that waits for
+        if stage.name in listed:
+            decision = planner.decided[stage.name]
+            is_shown = stage.name in planner.selected and decision.action in ("run", "blocked")
+            listed |= set(planner.made_inputs(stage) if is_shown else decision.after)
     return [decision for name, decision in planner.decided.items() if name in listed]
 
 
@@ -130,6 +132,8 @@ class _Planner:
         after = [name for name in self.made_inputs(stage) if self.decided[name].action != "reuse"]
         if action == "run":
             after += [name for name in stage.checks if self._is_made_now(name) and name not in after]
+        if action == "wait":  # another run makes it, and may have what is missing here
+            after = [name for name in after if self.decided[name].action != "blocked"]
         idle = action in ("reuse", "blocked")
         return Decision(stage.name, self.keys[stage.name], action, reason, cause, () if idle else tuple(after))
 

@@ -63,7 +63,7 @@ class Schedule:
         room = self._max_parallel - self._n_running
         ready = [name for name in self._ready if name not in held]
         ready.sort(key=lambda name: (self._decisions[name].action == "wait", self._place[name]))
-        return [self._stages[name] for name in ready[: max(0, room)]]
+        return [self._stages[name] for name in ready[:room]]
 
     def started(self, name: str) -> None:
         assert self._status[name] == "pending", f"{name} is {self._status[name]}, not pending"

@@ -13,6 +13,7 @@ from bam_core.graph.record import Record
 from bam_core.graph.schedule import Schedule
 from bam_core.graph.select import Selection
 from bam_core.graph.stage import Pipeline, Stage
+from bam_core.protocols import LeaseInfo
 
 STAGES = (
     Stage("data", "data", 1, {}),
@@ -24,9 +25,11 @@ PIPELINE = Pipeline("p", STAGES)
 KEYS = pipeline_keys(PIPELINE)
 
 
-def decide(*done: str, selection: Selection | None = None) -> dict[str, Decision]:
-    """done: stages whose artifacts are there."""
+def decide(*done: str, held: str = "", selection: Selection | None = None) -> dict[str, Decision]:
+    """done: stages whose artifacts are there. held: a stage that another run makes."""
     facts = {name: Facts(_record(name) if name in done else None) for name in KEYS}
+    if held:
+        facts[held] = replace(facts[held], lease=LeaseInfo("host:7", 12.0))
     decisions = plan(PIPELINE, KEYS, facts, selection or Selection(), now=0.0)
     return {decision.stage: decision for decision in decisions}
 
@@ -50,6 +53,7 @@ def test_a_stage_that_runs_waits_for_a_check_that_runs() -> None:
     assert decide()["seed"].after == ("data", "overlap")
     assert decide("data")["seed"].after == ("overlap",)
     assert decide("data", "overlap")["seed"].after == ()
+    assert decide("data", held="overlap")["seed"].after == ("overlap",)
 
 
 def test_a_stage_that_is_done_is_reused_whatever_its_check_does() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from bam_core.errors import UsageError
 from bam_core.graph.key import (
+    Change,
     UnstableValue,
     canonical_json,
     describe_changes,
@@ -130,6 +132,12 @@ def test_unstable_values_are_refused_with_their_path(bad: Any) -> None:
         stage_payload(stage, {})
 
 
+def test_a_payload_without_the_key_of_an_input_is_a_bug() -> None:
+    stage = Stage("expert.law", "expert", 1, {}, {"seed": "seed", "data": "data.law"})
+    with pytest.raises(AssertionError, match=re.escape("expert.law: ['seed'] != ['data', 'seed']")):
+        stage_payload(stage, {"seed": "ab" * 32})
+
+
 def test_the_key_is_sha256_of_the_payload_as_canonical_json() -> None:
     stage = Stage("expert.law", "expert", 3, {"lr": 1e-3, "steps": 10.0}, {"seed": "seed"})
     payload = {
@@ -214,6 +222,11 @@ BASE = {
             "phase.lr 0.001 -> 0.002, phase.wd null -> true",
             ["config", "config"],
         ),
+        (  # as many as are named; a value as long as is shown, and one that is longer
+            {**BASE, "version": 2, "config": {**BASE["config"], "phase": {"lr": "x" * 25, "wd": "y" * 24}}},
+            f"version 1 -> 2, phase.lr changed, phase.wd null -> {'y' * 24}",
+            ["code", "config", "config"],
+        ),
         (
             {**BASE, "config": {**BASE["config"], "phase": {"lr": 0.001, "warmup": "cosine"}}},
             "phase.warmup added: cosine, phase.wd removed (was null)",
@@ -246,3 +259,11 @@ def test_changes_are_told_in_words(new: dict[str, Any], words: str, causes: list
     changes = payload_changes(BASE, new)
     assert describe_changes(changes) == words
     assert [change.cause for change in changes] == causes
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("config.phase.lr", "phase.lr"), ("inputs.data.law", "input data.law"), ("function.name", "function.name")],
+)
+def test_a_change_has_the_name_of_its_whole_path(path: str, name: str) -> None:
+    assert str(Change(tuple(path.split(".")), 1, 2)) == f"{name} 1 -> 2"

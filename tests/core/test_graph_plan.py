@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given as drawn
 
 from bam_core.graph.key import pipeline_keys, stage_payload
 from bam_core.graph.plan import Decision, Facts, plan, rebuilt_input
 from bam_core.graph.record import InputRef, Record
+from bam_core.graph.schedule import Schedule
 from bam_core.graph.select import Selection
 from bam_core.graph.stage import Pipeline, Stage
 from bam_core.protocols import LeaseInfo
@@ -155,6 +158,11 @@ TABLE: dict[str, tuple[World, Selection, dict[str, str]]] = {
         Selection(),
         {"mix.bam": LEASE, "report": "run input: mix.bam is being made by another run"},
     ),
+    "another run makes one, and has not renewed its lease": (
+        replace(world(), leases={"mix.bam": LeaseInfo("host:7", NOW - 5)}),
+        Selection(until=("mix.bam",)),
+        {"mix.bam": "wait lease: held by host:7 for 0 s more"},
+    ),
     "a lease goes before force and damage": (
         world(leases="mix.bam", damaged=DAMAGE),
         Selection(force=("mix.bam",), until=("mix.bam",)),
@@ -263,6 +271,19 @@ def test_what_is_listed() -> None:
     assert [d.stage for d in decide(PIPELINE, world(), Selection())] == NAMES
 
 
+def test_decisions_in_full() -> None:
+    """Here nothing starts, so nothing waits for the seed, also where it is an input."""
+    there, keys = world(without="seed expert.law"), pipeline_keys(PIPELINE)
+    decisions = plan(PIPELINE, keys, there.facts(PIPELINE, keys), Selection(only=("expert.*",)), now=NOW)
+    needs = "needs seed, which is not done and not selected: `bam run RECIPE --until seed` makes it"
+    assert decisions == [
+        Decision("data.law", keys["data.law"], "reuse", "done", "none", after=()),
+        Decision("seed", keys["seed"], "blocked", "never made, and not selected", "not selected", after=()),
+        Decision("expert.law", keys["expert.law"], "blocked", needs, "input", after=()),
+        Decision("expert.math", keys["expert.math"], "reuse", "done", "none", after=()),
+    ]
+
+
 def test_a_stage_starts_after_what_it_waits_for_and_no_other() -> None:
     there = world(without="expert.law mix.bam", leases="expert.math")
     after = {d.stage: d.after for d in decide(PIPELINE, there, Selection(force=("seed",)))}
@@ -300,3 +321,29 @@ def test_rebuilt_input_names_the_first_role() -> None:
     inputs["seed"] = replace(inputs["seed"], digest="x")
     inputs["expert.math"] = replace(inputs["expert.math"], digest="x")
     assert rebuilt_input(records["mix.bam"], inputs) == "expert.math"
+
+
+def test_a_selected_stage_that_another_run_makes_needs_nothing_here() -> None:
+    keys = pipeline_keys(PIPELINE)
+    held = "held by host:7 for 12 s more"
+    there = world(without="expert.law seed", leases="expert.law")
+    [alone] = decide(PIPELINE, there, Selection(only=("expert.law",)))
+    assert alone == Decision("expert.law", keys["expert.law"], "wait", held, "lease", after=())
+    assert Schedule(PIPELINE, [alone], 1).startable() == [PIPELINE["expert.law"]]
+
+
+@drawn(
+    without=st.sets(st.sampled_from(NAMES)),
+    leases=st.sets(st.sampled_from(NAMES)),
+    only=st.sets(st.sampled_from(NAMES), min_size=1),
+)
+def test_whatever_is_there_a_schedule_can_be_made_of_the_plan(
+    without: set[str], leases: set[str], only: set[str]
+) -> None:
+    there = world(without=" ".join(without), leases=" ".join(leases))
+    decisions = decide(PIPELINE, there, Selection(only=tuple(only)))
+    schedule = Schedule(PIPELINE, decisions, 2)
+    while ready := schedule.startable():
+        schedule.started(ready[0].name)
+        schedule.done(ready[0].name)
+    assert schedule.finished

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -94,9 +96,9 @@ def test_a_failure_skips_what_is_below_and_nothing_else() -> None:
     schedule = Schedule(*build(DIAMOND, {"a": "reuse"}), max_parallel=4)
     assert names_of(schedule.startable()) == ["left", "right"]
     schedule.started("left")
-    schedule.started("right")
     assert schedule.failed("left") == ["below", "end"]
-    assert schedule.startable() == []
+    assert names_of(schedule.startable()) == ["right"]
+    schedule.started("right")
     assert not schedule.finished
     schedule.done("right")
     assert schedule.finished
@@ -128,9 +130,16 @@ def test_what_can_run_goes_before_what_another_run_holds() -> None:
     assert names_of(schedule.startable()) == ["c", "a"]
 
 
+def test_what_is_reused_is_not_waited_for() -> None:
+    pipeline, (a, b) = build({"a": [], "b": ["a"]}, {"a": "reuse"})
+    schedule = Schedule(pipeline, [a, replace(b, after=("a",))], max_parallel=1)
+    assert names_of(schedule.startable()) == ["b"]
+
+
 def test_a_stage_that_another_run_makes_leaves_its_place_to_the_next() -> None:
     schedule = Schedule(*build({"a": [], "b": [], "below": ["a"]}, {}), max_parallel=1)
     schedule.started("a")
+    assert schedule.startable() == []
     schedule.put_back("a")
     assert names_of(schedule.startable(held={"a"})) == ["b"]
     assert names_of(schedule.startable()) == ["a"]

@@ -39,6 +39,7 @@ PIPELINE = Pipeline(
         (Selection(until=("expert.law",)), "tokenizer data.law data.code seed expert.law"),
         (Selection(from_=("seed",), until=("mix.bam",)), "seed expert.law expert.code mix.bam"),
         (Selection(from_=("data.law",), until=("expert.code",)), "data.law seed expert.code"),
+        (Selection(only=("seed", "report"), from_=("mix.bam",)), "report"),
         (Selection(only=("seed", "dense", "report"), from_=("seed",), until=("dense",)), "seed dense"),
     ],
 )
