@@ -123,7 +123,8 @@ class Trainer(Protocol):
     workers: where each rank of the last `fit` ended; empty before.
     """
 
-    workers: list[Place]
+    @property
+    def workers(self) -> list[Place]: ...
 
     def fit(self, loop: TrainLoop, config: Mapping[str, Any], group: Resources, out: Path) -> Mapping[str, Any]:
         """Returns the loop's result; what rank 0 wrote is then in `out`. A BamError of the loop is raised here."""

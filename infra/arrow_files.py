@@ -9,15 +9,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from pyarrow import PythonFile
 from pyarrow.fs import FileInfo, FileSelector, FSSpecHandler
 
 from infra.patience import Patience, open_for_reading
 
+T = TypeVar("T")
 
-class PatientHandler(FSSpecHandler):
+
+class PatientHandler(FSSpecHandler):  # type: ignore[misc]  # pyarrow has no types
     """fs: of fsspec. Picklable: Ray sends it to its controllers and workers."""
 
     def __init__(self, fs: Any, patience: Patience) -> None:
@@ -28,10 +30,12 @@ class PatientHandler(FSSpecHandler):
         return type(self), (self.fs, self.patience)
 
     def get_file_info(self, paths: list[str]) -> list[FileInfo]:
-        return self._do(lambda: FSSpecHandler.get_file_info(self, paths))
+        found: list[FileInfo] = self._do(lambda: FSSpecHandler.get_file_info(self, paths))
+        return found
 
     def get_file_info_selector(self, selector: FileSelector) -> list[FileInfo]:
-        return self._do(lambda: FSSpecHandler.get_file_info_selector(self, selector))
+        found: list[FileInfo] = self._do(lambda: FSSpecHandler.get_file_info_selector(self, selector))
+        return found
 
     def create_dir(self, path: str, recursive: bool) -> None:
         self._do(lambda: FSSpecHandler.create_dir(self, path, recursive))
@@ -51,7 +55,7 @@ class PatientHandler(FSSpecHandler):
     def open_output_stream(self, path: str, metadata: Any) -> PythonFile:
         return PythonFile(_Upload(lambda file: self._do(lambda: self.fs.put_file(str(file), path))), mode="w")
 
-    def _do(self, operation: Callable[[], Any]) -> Any:
+    def _do(self, operation: Callable[[], T]) -> T:
         return self.patience.call(operation)
 
 

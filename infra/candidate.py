@@ -6,7 +6,7 @@ By its record first, which costs nothing; then by our own copy of its files.
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,8 +46,8 @@ def record_problems(record: Record) -> Iterator[Problem]:
         yield Problem("model.safetensors", None, f"is no output of {record.stage}", _DENSE)
     for metric in COSTS:
         value = record.metrics.get(metric)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or value < 0:
+        # JSON may hold a whole number beyond every float.
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= sys.float_info.max:
             remedy = "give what a training of bam left, or what was adopted from one"
             yield Problem(f"record.json.metrics.{metric}", value, "must be a number of 0 or more", remedy)
 

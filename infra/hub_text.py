@@ -10,10 +10,10 @@ The libraries are imported where they are used: they take seconds, and most runs
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from bam_core.data.picking import Picker, Placed
 from bam_core.errors import InvalidInput, Problem, install_extra
@@ -24,6 +24,15 @@ SAVED = ("dataset_dict.json", "state.json")
 """Files of a folder that `save_to_disk` wrote: of several splits, of one."""
 
 Spec = Mapping[str, Any]
+
+
+class Rows(Protocol):
+    """A split as the library gives it: `Dataset`, or `IterableDataset` where it streams."""
+
+    @property
+    def column_names(self) -> list[str] | None: ...
+    def select_columns(self, column_names: list[str]) -> Rows: ...
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
 
 def is_folder(path: str) -> bool:
@@ -107,7 +116,7 @@ def require_library(path: str) -> None:
         raise _invalid(path, "needs the package datasets, which is an extra", install_extra("hf"))
 
 
-def _opened(spec: Spec, path: str, split: str, streams: bool) -> Iterable[Any]:
+def _opened(spec: Spec, path: str, split: str, streams: bool) -> Rows:
     import datasets
 
     local = is_folder(path)
@@ -117,26 +126,27 @@ def _opened(spec: Spec, path: str, split: str, streams: bool) -> Iterable[Any]:
     if not local and builder.hash != commit:
         expected = f"is not in the cache as of commit {commit}, only as of {builder.hash}, and the hub is not reached"
         raise _invalid(path, expected, "give that revision, or let the hub be reached once")
-    if streams:
-        return builder.as_streaming_dataset(split=split)
-    builder.download_and_prepare()
-    return builder.as_dataset(split=split)
+    if not streams:
+        builder.download_and_prepare()
+    opened: Rows = builder.as_streaming_dataset(split=split) if streams else builder.as_dataset(split=split)
+    return opened
 
 
 def _is_saved(path: str) -> bool:
     return is_folder(path) and any((Path(path).expanduser() / name).is_file() for name in SAVED)
 
 
-def _saved(path: str, split: str) -> Any:
+def _saved(path: str, split: str) -> Rows:
     """A split of what `save_to_disk` wrote, which may be one split without a name."""
     import datasets
 
     found = datasets.load_from_disk(str(_folder(path)))
-    if not isinstance(found, datasets.DatasetDict):
-        return found
-    if split not in found:
-        raise _invalid(path, f"has no split {split!r}; it has {', '.join(found)}")
-    return found[split]
+    if isinstance(found, datasets.DatasetDict):
+        if split not in found:
+            raise _invalid(path, f"has no split {split!r}; it has {', '.join(found)}")
+        found = found[split]
+    rows: Rows = found
+    return rows
 
 
 def _folder(path: str) -> Path:

@@ -31,7 +31,7 @@ MAX_NEW_TOKENS = 256
 KNOWN_SETTINGS = {"until", "max_gen_toks", "do_sample", "temperature", "top_p"}
 
 
-class LiveModel(TemplateLM):
+class LiveModel(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     """A model and its tokenizer, in this process."""
 
     def __init__(self, model: LM, tokenizer: Tokenizer) -> None:

@@ -17,8 +17,9 @@ from urllib.parse import quote
 
 from bam_core.graph.record import Record
 from infra import mlflow_runs as runs
+from infra.mlflow_pages import code
 from infra.pin_files import PinFiles
-from infra.registry_entry import Entry, code, entry, logged_model
+from infra.registry_entry import Entry, entry, logged_model
 from infra.registry_pins import Promoted, note_aliases, promoted
 
 if TYPE_CHECKING:

@@ -5,7 +5,9 @@ Importing this loads transformers, fastapi and openai.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable
+from logging import ERROR
+from typing import TYPE_CHECKING, Any, cast
 
 from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
@@ -30,10 +32,11 @@ OFFERED = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/models", "/
 
 def one_model_app(served: Served) -> Any:
     """transformers' application, with these routes and parts."""
-    logging.get_logger("transformers.cli.serving").setLevel(logging.ERROR)
-    manager, state = _OneModel(served), _OneThread(served)
+    logging.get_logger("transformers.cli.serving").setLevel(ERROR)
+    manager, state = cast(ModelManager, _OneModel(served)), _OneThread(served)
     chat, completion = _Chat(manager, state), _Completion(manager, state)
-    app: Any = build_server(manager, chat, completion, None, None, None, state)
+    not_offered: Any = None
+    app: Any = build_server(manager, chat, completion, not_offered, not_offered, not_offered, state)
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) in OFFERED]
     for kind in (AnyHTTPException, RequestValidationError):
         app.add_exception_handler(kind, _in_words)
@@ -66,18 +69,20 @@ class _WithinContext(GenerateManager):
     """Asks for no more tokens than the model reads."""
 
     def __init__(self, reads: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers'
         self._reads = reads
 
-    def generate_streaming(self, model: Any, processor: Any, inputs: Any, gen_config: Any, **more: Any) -> Any:
-        self._fit(inputs, gen_config)
-        return super().generate_streaming(model, processor, inputs, gen_config, **more)
-
-    async def generate_non_streaming(
-        self, model: Any, processor: Any, inputs: Any, gen_config: Any, **more: Any
+    def generate_streaming(
+        self, model: Any, processor: Any, inputs: Any, gen_config: Any, request_id: str, response_parser: Any = None
     ) -> Any:
         self._fit(inputs, gen_config)
-        return await super().generate_non_streaming(model, processor, inputs, gen_config, **more)
+        return super().generate_streaming(model, processor, inputs, gen_config, request_id, response_parser)
+
+    async def generate_non_streaming(
+        self, model: Any, processor: Any, inputs: Any, gen_config: Any, request_id: str
+    ) -> Any:
+        self._fit(inputs, gen_config)
+        return await super().generate_non_streaming(model, processor, inputs, gen_config, request_id)
 
     def _fit(self, inputs: Any, gen_config: Any) -> None:
         n_prompt = inputs["input_ids"].shape[-1]
@@ -99,25 +104,29 @@ class _OneThread(GenerationState):
 
 
 class _Asked(BaseHandler):
-    """Of both kinds of request: which model, and a refusal in words of what cannot be understood."""
+    """Of both kinds of request: which model."""
 
     def _resolve_model(self, body: dict[str, Any]) -> tuple[str, Any, Any]:
-        served = self.model_manager.served
+        served = cast(_OneModel, self.model_manager).served
         asked = body.get("model") or served.names[0]
         if asked not in served.names:
             raise HTTPException(404, f"no model {asked!r}: this server has {' or '.join(served.names)}")
         return served.names[0], served.model, served.tokenizer
 
-    async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
-        try:
-            return await super().handle_request(body, request_id)
-        except NOT_UNDERSTOOD as error:
-            raise HTTPException(400, f"{type(error).__name__}: {error}") from error
-
 
 class _Chat(_Asked, ChatCompletionHandler):
-    pass
+    async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
+        return await _understood(super().handle_request(body, request_id))
 
 
 class _Completion(_Asked, CompletionHandler):
-    pass
+    async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
+        return await _understood(super().handle_request(body, request_id))
+
+
+async def _understood(answer: Awaitable[Any]) -> Any:
+    """The answer, or a refusal in words of what cannot be understood."""
+    try:
+        return await answer
+    except NOT_UNDERSTOOD as error:
+        raise HTTPException(400, f"{type(error).__name__}: {error}") from error

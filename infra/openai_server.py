@@ -12,7 +12,7 @@ import hmac
 import ipaddress
 import json
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,7 +40,7 @@ def is_loopback(host: str) -> bool:
         found = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise UsageError(f"--host {host}: {error}; 127.0.0.1 is this machine alone") from error
-    return all(ipaddress.ip_address(address[0].partition("%")[0]).is_loopback for *_, address in found)
+    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
 
 
 @contextmanager
@@ -136,7 +136,7 @@ class _Token:
     def __init__(self, app: Any, token: str) -> None:
         self._app, self._wanted = app, f"Bearer {token}".encode()
 
-    async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         from starlette.responses import JSONResponse
 
         shown = dict(scope["headers"]).get(b"authorization", b"") if scope["type"] == "http" else self._wanted

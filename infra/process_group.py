@@ -33,11 +33,12 @@ def process_group(rank: int, world_size: int, device: str) -> Iterator[Callable[
 
     address = ray.util.get_node_ip_address()
     server = socket.create_server((address, 0)) if rank == 0 else None
-    meeting = ray.train.collective.broadcast_from_rank_zero(server.getsockname()[:2] if server else None)
+    host, port = ray.train.collective.broadcast_from_rank_zero(server.getsockname()[:2] if server else None)
     if ipaddress.ip_address(address).is_loopback:
         os.environ["GLOO_SOCKET_IFNAME"] = _loopback()
-    store = dist.TCPStore(
-        *meeting,
+    store = dist.TCPStore(  # type: ignore[attr-defined]  # documented, but not said to be exported
+        host,
+        port,
         world_size=world_size,
         is_master=rank == 0,
         timeout=TIMEOUT,

@@ -13,11 +13,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.util
-from ray.train import Result
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller import TrainController
@@ -26,9 +25,11 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
+from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.result import Result
 
-from infra.ray_elastic import nodes_of, scaling_policy
+from infra.ray_elastic import ElasticPolicy, FixedPolicy, nodes_of, scaling_policy
 
 NOT_NEEDED = (PlacementGroupCleanerCallback, DatasetsCallback)
 """Each starts an actor, thus a process; the second one for Ray's data sets, of which there are none."""
@@ -58,15 +59,17 @@ class InProcessTrainer(DataParallelTrainer):
         return [one for one in super()._create_default_callbacks() if not isinstance(one, NOT_NEEDED)]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Result:
-        failures = _FailuresWithoutProgress(self.run_config.failure_config)
-        parts |= {"scaling_policy": scaling_policy(self.scaling_config), "failure_policy": failures}
+        # Ray names the classes of its older trainers here, to a type checker only.
+        failures = _FailuresWithoutProgress(cast(FailureConfig, self.run_config.failure_config))
+        policy = scaling_policy(cast(ScalingConfig, self.scaling_config))
+        parts |= {"scaling_policy": policy, "failure_policy": failures}
         controller = _Controller(**parts)
         failures.newest = lambda: controller._checkpoint_manager.latest_checkpoint_result
         try:
-            asyncio.run(controller.run())
+            asyncio.run(controller.run())  # type: ignore[no-untyped-call]  # Ray's
         finally:
-            if controller.get_worker_group() is not None:  # interrupted
-                controller.get_worker_group().shutdown()
+            if (group := controller.get_worker_group()) is not None:  # interrupted
+                group.shutdown()
         return controller.get_result()
 
 
@@ -90,6 +93,7 @@ class _Group(WorkerGroup):
 
     def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> DefaultPlacementGroupHandle:
         run = self._train_run_context.run_config.name
+        assert run is not None, "a run without a name: whoever runs it next could not free its room"
         free_room(run)
         group = ray.util.placement_group(
             bundles=[worker_group_context.resources_per_worker] * worker_group_context.num_workers,
@@ -124,13 +128,15 @@ class _Group(WorkerGroup):
 
 class _Controller(TrainController):
     worker_group_cls = _Group
+    _scaling_policy: FixedPolicy | ElasticPolicy
 
     def _start_worker_group(self, *args: Any, **kwargs: Any) -> None:
         self._scaling_policy.holds = {}
         super()._start_worker_group(*args, **kwargs)
+        assert self._worker_group is not None, "a group that was started is there"
         self._scaling_policy.holds = nodes_of(self._worker_group.get_workers())
 
     async def _run_control_loop_iteration(self) -> None:
-        await super()._run_control_loop_iteration()
+        await super()._run_control_loop_iteration()  # type: ignore[no-untyped-call]  # Ray's
         if isinstance(self.get_state(), InitializingState | RestartingState | ReschedulingState):
             await asyncio.sleep(LOOK_FOR_ROOM_S if self._scaling_policy.scaling_config.elasticity_enabled else 0)

@@ -14,30 +14,29 @@ from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node
-from ray.train import ScalingConfig
-from ray.train.v2._internal.execution.scaling_policy import ScalingPolicy
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
+from ray.train.v2.api.config import ScalingConfig
 
 
-def scaling_policy(config: ScalingConfig) -> ScalingPolicy:
-    return _Elastic(config) if config.elasticity_enabled else _Fixed(config)
+def scaling_policy(config: ScalingConfig) -> FixedPolicy | ElasticPolicy:
+    return ElasticPolicy(config) if config.elasticity_enabled else FixedPolicy(config)
 
 
 class _AsksNobody:
+    holds: Mapping[str, int] = {}
+    """Workers of the group on each node: what they have is free to the group that takes their place."""
+
     def after_controller_start(self, train_run_context: Any) -> None: ...
     def _maybe_send_resource_request(self) -> None: ...
     def _cancel_resource_request(self) -> None: ...
 
 
-class _Fixed(_AsksNobody, FixedScalingPolicy):
+class FixedPolicy(_AsksNobody, FixedScalingPolicy):
     pass
 
 
-class _Elastic(_AsksNobody, ElasticScalingPolicy):
-    holds: Mapping[str, int] = {}
-    """Workers of the group on each node: what they have is free to the group that takes their place."""
-
+class ElasticPolicy(_AsksNobody, ElasticScalingPolicy):
     def _get_reserved_resources(self) -> dict[str, dict[str, float]]:
         each = self.scaling_config._resources_per_worker_not_none
         alive = (node["NodeID"] for node in ray.nodes() if node["Alive"])

@@ -80,7 +80,7 @@ class RayExecutor:
         self._is_lost = False
         self._owns_ray = not ray.is_initialized()
         start_ray(address, n_cpus or available_cpus(), verbose)
-        self._stages: dict[ray.ObjectRef, str] = {}
+        self._stages: dict[ray.ObjectRef[Any], str] = {}
         self._head = HeadWatch(ray.get_runtime_context().gcs_address)
         self.capacity = min(MOST_STAGES_AT_ONCE, max(1, int(ray.cluster_resources().get("CPU", 1))))
 
@@ -130,7 +130,7 @@ class RayExecutor:
             raise
 
 
-def _result(ref: ray.ObjectRef) -> Any:
+def _result(ref: ray.ObjectRef[Any]) -> Any:
     """The task's value, or its own exception rather than Ray's wrapping of it."""
     try:
         return ray.get(ref)

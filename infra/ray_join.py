@@ -73,7 +73,7 @@ def _sees(path: str) -> bool:
     return Path(path).is_file()
 
 
-def _answer(ref: ray.ObjectRef) -> bool:
+def _answer(ref: ray.ObjectRef[bool]) -> bool:
     try:
         return bool(ray.get(ref, timeout=0))
     except ray.exceptions.RayError:

@@ -15,10 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.train
+from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.result import Result
 
 from bam_core import errors
 from bam_core.graph.stage import Resources
@@ -59,7 +61,15 @@ class RayTrainer:
         require_room(group, cluster_nodes(), nodes_that_may_come())
         require_own_checkpoints(self.training_uri)
         filesystem, parent, name = ray_storage(self.training_uri)
-        result = InProcessTrainer(
+        run_config: Any = RunConfig(  # the trainer's types ask for the class of Ray's older trainers
+            name=name,
+            storage_path=parent,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=list(self.callbacks),
+        )
+        trainer = InProcessTrainer(
             _worker,
             train_loop_config={
                 "trainer": replace(self, callbacks=()),
@@ -67,26 +77,21 @@ class RayTrainer:
                 "config": config,
                 "cpus": group.cpus,
             },
-            scaling_config=ray.train.ScalingConfig(
+            scaling_config=ScalingConfig(
                 num_workers=(group.workers, group.max_workers) if group.max_workers else group.workers,
                 use_gpu=group.gpus > 0,
                 resources_per_worker={"CPU": group.cpus} | ({"GPU": group.gpus} if group.gpus else {}),
                 placement_strategy=group.placement.upper(),
                 elastic_resize_monitor_interval_s=LOOK_FOR_ROOM_S,
             ),
-            run_config=ray.train.RunConfig(
-                name=name,
-                storage_path=parent,
-                storage_filesystem=filesystem,
-                failure_config=ray.train.FailureConfig(max_failures=MAX_WORKER_FAILURES),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-                callbacks=list(self.callbacks),
-            ),
-        ).fit()
-        returned = result.return_value
+            run_config=run_config,
+        )
+        result = cast(Result, trainer.fit())
+        returned: Any = result.return_value
         if isinstance(returned, errors.BamError):
             raise returned
         self.workers[:] = returned["workers"]
+        assert result.checkpoint is not None, "every worker reports its end with a checkpoint"
         with result.checkpoint.as_directory() as folder:
             shutil.copytree(Path(folder) / OUTPUT_FOLDER, out, dirs_exist_ok=True)
         result_of_loop: Mapping[str, Any] = returned["result"]
@@ -145,7 +150,8 @@ class _RayWorker:
 
         def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
             try:
-                return storage.persist_current_checkpoint(checkpoint, name)
+                kept: ray.train.Checkpoint = storage.persist_current_checkpoint(checkpoint, name)
+                return kept
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
                 self._uploaded.set()

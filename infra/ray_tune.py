@@ -142,10 +142,12 @@ class _Watch(tune.Callback):
 
     def _tell_again(self, name: str, halving: Halving) -> None:
         """What is known of a trial since an earlier attempt counts at its rungs."""
-        known, losses = SimpleNamespace(trial_id=name), self._notes.of(name).losses
-        self.scheduler.on_trial_add(None, known)
+        losses = self._notes.of(name).losses
+        known: Any = SimpleNamespace(trial_id=name)  # all that ASHA asks of a trial; the controller it does not ask
+        nobody: Any = None
+        self.scheduler.on_trial_add(nobody, known)
         for rung in range(len(losses)):
-            self.scheduler.on_trial_result(None, known, _judged(losses[: rung + 1], halving.reduction))
+            self.scheduler.on_trial_result(nobody, known, _judged(losses[: rung + 1], halving.reduction))
 
     def ends(self) -> list[TrialEnd]:
         """Of those that have ended, in the order of the trials."""

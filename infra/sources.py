@@ -91,8 +91,9 @@ def absolute_path(spec: Spec) -> Any:
     path = spec.get("path")
     if isinstance(path, list | tuple):
         return [absolute_path({**spec, "path": one}) for one in path]
-    is_local = isinstance(path, str) and "://" not in path and (spec.get("kind") != "hf" or hub_text.is_folder(path))
-    return str(Path(path).expanduser().absolute()) if is_local else path
+    if not isinstance(path, str) or "://" in path or (spec.get("kind") == "hf" and not hub_text.is_folder(path)):
+        return path
+    return str(Path(path).expanduser().absolute())
 
 
 def combined(label: str, parts: Iterable[str]) -> str:
@@ -161,7 +162,7 @@ def _files(read_file: Reader, takes: Spec) -> Kind:
         picker = Picker.of(spec)
         return picker.documents((row for file in by_content(spec) for row in read_file(file, picker)), tally)
 
-    return Kind(digest, read, needs=frozenset({"path"}), takes=takes | dict.fromkeys(PICKING))
+    return Kind(digest, read, needs=frozenset({"path"}), takes={**takes, **dict.fromkeys(PICKING)})
 
 
 def _first_one(spec: Spec) -> Picker:
@@ -202,7 +203,7 @@ def _hub() -> Kind:
         return picker.documents(hub_text.read_rows(spec, picker), tally)
 
     takes = {"revision": "main", "split": "train", "column": "text", "template": None, "name": None, "streaming": False}
-    return Kind(digest, read, needs=frozenset({"path"}), takes=takes | dict.fromkeys(PICKING))
+    return Kind(digest, read, needs=frozenset({"path"}), takes={**takes, **dict.fromkeys(PICKING)})
 
 
 def _several() -> Kind:

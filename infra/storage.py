@@ -132,14 +132,11 @@ class Storage:
                 times = {file.parent.name: file.stat().st_mtime for file in self.local(path).glob(f"*/{name}")}
         else:
             found = self._do("list", path, lambda: self.fs.find(self._full(path), detail=True))
-            infos = {}
+            times = {}
             for full, info in found.items():
                 parts = full[len(self._full(path)) + 1 :].split("/")
                 if parts[1:] == [name]:
-                    infos[parts[0]] = info
-            times = {
-                folder: next((str(info[key]) for key in _TIMES if info.get(key)), "") for folder, info in infos.items()
-            }
+                    times[parts[0]] = _changed(info) or 0.0
         return [f"{path}/{folder}/{name}" for folder in sorted(times, key=times.__getitem__, reverse=True)]
 
     def create_exclusive(self, path: str, data: bytes) -> bool:
@@ -154,7 +151,7 @@ class Storage:
                 self._create(path, data)
             except FileExistsError:
                 # A file where a folder is needed raises the same; only this very file means "not the first".
-                there = _or_none(self.fs.cat_file, self._full(path))
+                there: bytes | None = _or_none(self.fs.cat_file, self._full(path))
                 if there is None and not self.fs.exists(self._full(path)):
                     raise
                 return there == data

@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
@@ -31,6 +31,13 @@ UNPACKED_BYTES = 1 << 16
 
 class Damaged(Exception):
     """A packed file cannot be unpacked further."""
+
+
+class Stream(Protocol):
+    """Bytes from the first to the last; there is no way back."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` of them, b"" at the end."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class TextFile:
             yield file
 
     @contextmanager
-    def open_unpacked(self) -> Iterator[IO[bytes]]:
+    def open_unpacked(self) -> Iterator[Stream]:
         """As `open_data`, unpacked where it is packed. Reading raises Damaged where that fails."""
         with self.open() as file:
             again = _Again(file, file.read(len(LFS_POINTER)))

@@ -211,7 +211,7 @@ def _may_be_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    return (
+    return bool(
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or (is_list and pa.types.is_struct(kind.value_type))
     )
 

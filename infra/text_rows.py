@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO
 
 import psutil
 import pyarrow as pa
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 
 from bam_core.data.picking import Picker, Placed
 from bam_core.errors import InvalidInput, Problem
-from infra.text_files import CHUNK_BYTES, Damaged, TextFile
+from infra.text_files import CHUNK_BYTES, Damaged, Stream, TextFile
 
 PARQUET_ROWS = 1024
 BYTES_PER_BYTE = 32
@@ -27,7 +26,7 @@ BYTES_PER_BYTE = 32
 def read_text(file: TextFile, picker: Picker) -> Iterator[Placed]:
     """The whole file as one row."""
     with file.open_unpacked() as stream:
-        parts, room = [], _Room(file.path)
+        parts, room = list[bytes](), _Room(file.path)
         try:
             while chunk := stream.read(CHUNK_BYTES):
                 room.take(len(chunk))
@@ -57,9 +56,9 @@ def _object(line: str, where: str) -> dict[str, object]:
     return value
 
 
-def _lines(file: TextFile, stream: IO[bytes]) -> Iterator[bytes]:
+def _lines(file: TextFile, stream: Stream) -> Iterator[bytes]:
     """Lines without their ends, none of them longer than there is room for."""
-    parts, number, room = [], 1, _Room(file.where(1))
+    parts, number, room = list[bytes](), 1, _Room(file.where(1))
     try:
         while chunk := stream.read(CHUNK_BYTES):
             *ended, rest = chunk.split(b"\n")

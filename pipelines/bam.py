@@ -71,7 +71,7 @@ def _stages(recipe: Recipe, digests: Mapping[str, str], adopted: Adopted) -> Ite
     yield from (imported(recipe, domain) for domain in recipe.imported)
     yield from (training(recipe, name, phases) for name in own_trainings(recipe))
     for expert in recipe.adopted.values():
-        yield adopted_stage({"name": expert} | adopted[expert], KINDS["adopt"].version)
+        yield adopted_stage({"name": expert, **adopted[expert]}, KINDS["adopt"].version)
     for name in recipe.variants:
         if recipe.mix_of(name) == name:
             yield _mix(recipe, name)
@@ -129,13 +129,14 @@ def trainings(recipe: Recipe) -> dict[str, TrainConfig]:
 
 def search_costs(recipe: Recipe) -> dict[str, dict[str, float]]:
     """Stage name of each search, of every seed that has its own -> what it costs if no trial is stopped."""
-    found, models, phases = {}, model_configs(recipe), trainings(recipe)
+    found: dict[str, dict[str, float]] = {}
+    models, phases = model_configs(recipe), trainings(recipe)
     for name, search in recipe.tune.items():
         phase = phases[search.stage]
         phase = replace(phase, tokens=search.tokens or phase.tokens)
         tokens = search.trials * phase.n_steps * phase.batch_tokens
         flops = training_flops(models[search.stage], tokens, phase.seq_len)
-        cost = {"trials": search.trials, "train_tokens": tokens, "train_flops": flops}
+        cost: dict[str, float] = {"trials": search.trials, "train_tokens": tokens, "train_flops": flops}
         others = recipe.all_seeds[1:] if search.seeds == "each" else ()
         found |= {str(StageName("tune", name, seed)): cost for seed in (None, *others)}
     return found

@@ -1,7 +1,7 @@
 """The first program of a submitted job: says in words what does not fit where it runs, then hands over to `bam`.
 
 It goes into the package as `start.py`, beside the code. Python 3.6 must be able to read it, so it has old syntax, no
-imports of ours, and nothing but the standard library before the check.
+imports of ours, and nothing but the standard library before the check. Types that it does not know are in quotes.
 """
 
 import json
@@ -23,7 +23,7 @@ NEEDED = (
 )
 
 
-def problem(wanted):
+def problem(wanted: "dict[str, str]") -> "str | None":
     """Why this Python cannot run what was submitted, or None. wanted: the submitter's versions."""
     program, here = sys.executable, ".".join(map(str, sys.version_info[:2]))
     if here != wanted["python"]:
@@ -42,7 +42,7 @@ def problem(wanted):
     return None
 
 
-def start():
+def start() -> int:
     with (Path(__file__).parent / "submitted.json").open() as file:
         words = problem(json.load(file))
     if words:

@@ -27,7 +27,7 @@ def mixture_phases(recipe: Recipe, models: Mapping[str, ModelConfig]) -> dict[st
         return Fraction(training_flops(models[stage], phases[stage].batch_tokens, phases[stage].seq_len))
 
     def seconds(stage: str) -> Fraction:
-        pace = recipe.phases.mixture.seconds_per_token[recipe.model_name(stage)]
+        pace = recipe.mixture_phase.seconds_per_token[recipe.model_name(stage)]
         return Fraction(repr(pace)) * phases[stage].batch_tokens
 
     costs: dict[str, StepCost] = {"compute": flops, "seconds": seconds}

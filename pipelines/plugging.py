@@ -32,7 +32,7 @@ def with_plugins(recipe: Recipe, stages: Iterable[Stage]) -> Iterator[Stage]:
 
 def used(recipe: Recipe) -> dict[str, Name]:
     """Key path -> the plug-in that the recipe names there."""
-    found: dict[str, Name] = {}
+    found: dict[str, tuple[str, str | None]] = {}
     for name, text in recipe.texts.items():
         path = name if name.startswith("discover.") else join("domains", name.removesuffix(".valid"))
         path = f"{path}.{'valid' if name.endswith('.valid') else 'source'}"
@@ -42,15 +42,15 @@ def used(recipe: Recipe) -> dict[str, Name]:
         here, parts = join("variants", name), {"attention": variant.attention, "ffn": variant.ffn}
         gates = {f"{here}.{part}.gate": spec.gate for part, spec in parts.items() if not isinstance(spec, str)}
         found |= {path: (plugins.ROUTING_RULES, gate) for path, gate in gates.items()}
-        is_word = isinstance(variant.merge, str)
-        method, path = (variant.merge, "merge") if is_word else (variant.merge.method, "merge.method")
+        merge = variant.merge
+        method, path = (merge, "merge") if isinstance(merge, str) else (merge.method, "merge.method")
         found[f"{here}.{path}"] = (plugins.MERGE_RULES, method)
         found[f"{here}.like"] = (plugins.VARIANTS, variant.like)
     for name, distil in recipe.distil.items():
         found[f"{join('distil', name)}.attention.gate"] = (plugins.ROUTING_RULES, distil.attention.gate)
     for number, metric in enumerate(recipe.evaluate.metrics):
         found[f"evaluate.metrics.{number}"] = (plugins.METRICS, metric)
-    return {path: (group, name) for path, (group, name) in found.items() if plugins.is_plugin_name(name)}
+    return {path: (group, name) for path, (group, name) in found.items() if name and plugins.is_plugin_name(name)}
 
 
 def _each(path: str, text: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

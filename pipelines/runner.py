@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from bam_core.errors import BamError, ExecutorLost, LeaseHeld, StoreError
 from bam_core.graph.plan import Decision
+from bam_core.graph.runs import RunStatus
 from bam_core.graph.schedule import Schedule
 from bam_core.graph.stage import Pipeline
 from bam_core.protocols import (
@@ -71,7 +72,7 @@ class RunResult:
     """status: done, failed or interrupted. report: where `report.html` lies, if it was made or reused."""
 
     run: str
-    status: str
+    status: RunStatus
     seconds: float
     stages: tuple[StageResult, ...]
     report: str | None = None
@@ -136,13 +137,13 @@ class PipelineRun:
         self._held: dict[str, float] = {}
         self._holders: dict[str, str] = {}
 
-    def run(self, executor: Executor, task: Task, max_parallel: int) -> str:
+    def run(self, executor: Executor, task: Task, max_parallel: int) -> RunStatus:
         """Run to the end of what can be run. Returns `done` or `failed`."""
         self._schedule = self._new_schedule(max_parallel=max_parallel)
         with terminated_as_interrupted():  # once more: Ray's start takes the signal for itself
             return self._run(executor, task)
 
-    def _run(self, executor: Executor, task: Task) -> str:
+    def _run(self, executor: Executor, task: Task) -> RunStatus:
         try:
             while not self._schedule.finished:
                 for stage in self._schedule.startable(self._held_now()):

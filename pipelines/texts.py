@@ -11,7 +11,8 @@ from typing import Any
 from bam_core.graph.stage import Stage
 from pipelines import imports
 from pipelines.recipe import Recipe
-from pipelines.recipe.sources import ClusterText, each_source, without_place
+from pipelines.recipe.parts import FileTokenizer, SentencePieceTokenizer
+from pipelines.recipe.sources import ClusterText, Licensed, each_source, without_place
 from pipelines.stages import new_stage
 
 
@@ -19,7 +20,7 @@ def tokenizer(recipe: Recipe, digests: Mapping[str, str]) -> Stage:
     spec = recipe.tokenizer
     if spec is None or spec.kind == "import":
         return imports.tokenizer(recipe)
-    if spec.kind in ("file", "sentencepiece"):
+    if isinstance(spec, FileTokenizer | SentencePieceTokenizer):
         config: dict[str, Any] = {
             "kind": spec.kind,
             "vocab_size": spec.vocab_size,
@@ -82,7 +83,8 @@ def _text_identity(recipe: Recipe, domain: str, digests: Mapping[str, str]) -> d
     source, cluster = spec.source, None
     if isinstance(source, ClusterText):
         cluster = {"of": source.of, "index": source.index}
-    shares = [one.share for one in each_source(source) if getattr(one, "share", None) is not None]
+    said = [one.share for one in each_source(source) if isinstance(one, Licensed)]
+    shares = [share for share in said if share is not None]
     copies = {"minhash": {"minhash": spec.dedup_threshold}, "none": "none"}.get(spec.dedup)
     return {
         "source": without_place(recipe.source(domain)) | {"digest": digest},

@@ -103,7 +103,7 @@ class Record:
             )
             for output in record.outputs:
                 require_inside(output.path, where)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise ArtifactDamaged(f"{where}: not a record of this version of bam ({error!r})") from error
         if record.schema != SCHEMA:
             raise ArtifactDamaged(f"{where}: schema {record.schema!r}; this version of bam reads {SCHEMA}")

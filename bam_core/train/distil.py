@@ -77,7 +77,7 @@ class Teacher:
     def __init__(self, model: LM, spec: Distillation) -> None:
         self._model, self._spec = model.eval().requires_grad_(False), spec
         self.nll_share = 1.0 - spec.kl
-        self.names = ("kl", "gate_kl") if spec.gate else ("kl",)
+        self.names: tuple[str, ...] = ("kl", "gate_kl") if spec.gate else ("kl",)
 
     def __call__(
         self, inputs_BT: Tensor, targets_BT: Tensor, output: Output, logits_BTV: Tensor

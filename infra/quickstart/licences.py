@@ -18,12 +18,12 @@ VERSION = 1
 """Raised when the same files would give other text."""
 
 PACKAGES = (
-    *("aiohappyeyeballs", "aiohttp", "botocore", "certifi", "databricks_sdk", "fonttools", "gitdb"),
-    *("kiwisolver", "matplotlib", "multiprocess", "numpy", "pandas", "pillow", "pyarrow"),
+    *("aiohappyeyeballs", "aiohttp", "certifi", "databricks_sdk", "fonttools", "gitdb"),
+    *("kiwisolver", "matplotlib", "numpy", "pandas", "pillow", "pyarrow"),
     *("scikit_learn", "scipy", "sympy", "torch", "tqdm"),
 )
-"""Those of this project's dependencies that have a passage of their own. A fixed list, so that installing
-something else beside them does not make this another text."""
+"""Those of what this project needs, without extras, that have a passage of their own. A fixed list, so that installing
+something else beside them (the tools for tests, an extra) does not make this another text."""
 
 LICENCE = re.compile(r"licen[cs]e|copying|copyright|notice", re.IGNORECASE)
 WORD = re.compile(r"[a-z0-9]+")

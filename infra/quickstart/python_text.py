@@ -29,7 +29,8 @@ TOPICS = Path("pydoc_data", "topics.py")
 SHORTEST_MODULE = 200
 """Characters of documentation below which a module has nothing to say."""
 
-Documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+Named = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+Documented = (ast.Module, *Named)
 Statement = (ast.stmt, ast.ExceptHandler, ast.match_case)
 
 
@@ -82,7 +83,7 @@ def _documentation(node: ast.AST, name: str, prefix: str = "") -> Iterator[str]:
     if isinstance(node, Documented) and (documentation := ast.get_docstring(node)):
         yield f"{name}\n{documentation}"
     for child in _statements(node):
-        if isinstance(child, Documented):
+        if isinstance(child, Named):
             yield from _documentation(child, prefix + child.name, f"{prefix}{child.name}.")
         else:
             yield from _documentation(child, name, prefix)

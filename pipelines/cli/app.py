@@ -113,7 +113,7 @@ def with_session(command: Callable[..., int | None]) -> Callable[..., Any]:
     @common_options
     @click.pass_context
     @functools.wraps(command)
-    def run(context: click.Context, **values: Any) -> int | None:
+    def run(context: click.Context, /, **values: Any) -> int | None:
         here = {name: values.pop(name) for name in (*_ENVIRONMENT, "as_json", "verbose")}
         before = context.obj or {}
         given = {name: before.get(name) if value in (None, False) else value for name, value in here.items()}
@@ -145,7 +145,7 @@ def session_from(given: Mapping[str, Any]) -> Session:
 @click.version_option(package_name="bam", prog_name="bam")
 @common_options
 @click.pass_context
-def bam(context: click.Context, **given: Any) -> None:
+def bam(context: click.Context, /, **given: Any) -> None:
     """Branch-Attend-Mix: turn one dense language model into a mixture of experts, with lineage.
 
     RECIPE is a path or the name of a shipped recipe. REF is `stage`, `stage@keyprefix`, `stage@latest` or an

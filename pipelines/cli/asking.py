@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -72,7 +73,7 @@ def _domains(answers: Answers) -> None:
         name = ask(question, default, lambda word: _name(answers, word))
         if not name:
             return
-        ask("  its text", None, lambda word, name=name: _text(answers, name, word))
+        ask("  its text", None, partial(_text, answers, name))
         click.echo(f"  {init.found_words(answers.domains[name])}", err=True)
 
 

@@ -86,8 +86,9 @@ class Watch:
 
 
 def _number(value: object) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-    return float(value) if is_number else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        return None
+    return float(value)
 
 
 class PlainLines:
@@ -162,8 +163,13 @@ class LiveTable:
         self._console = console
         self._watch = Watch(clock)
         self._states: Sequence[StageState] = ()
-        quiet = {"redirect_stdout": False, "redirect_stderr": False}
-        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4, **quiet)
+        self._live = Live(
+            console=console,
+            get_renderable=self._render,
+            refresh_per_second=4,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         self._live.start()
 
     def update(self, states: Sequence[StageState]) -> None:

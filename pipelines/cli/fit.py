@@ -12,6 +12,7 @@ from pipelines.cli.commands import Command
 
 if TYPE_CHECKING:
     from bam_core.upcycle.fit import Fit
+    from bam_core.upcycle.vocabulary import Rule
 
 MISFIT = 1
 """The exit status where they cannot be mixed; 2 is bad usage."""
@@ -36,7 +37,7 @@ COLOURS = {"fits": None, "note": "yellow", "misfit": "red"}
 )
 @click.option("--weights/--no-weights", default=True, help="Read the weights, for their distance from the seed's.")
 @with_session
-def check(session: Session, models: tuple[str, ...], vocabulary: str, weights: bool) -> int:
+def check(session: Session, models: tuple[str, ...], vocabulary: Rule, weights: bool) -> int:
     """Can these be mixed? Each EXPERT is held against SEED, the model that all were trained from.
 
     A model is a folder of Hugging Face's or ours, an id of the hub, a folder of a LoRA adapter of SEED, or a reference

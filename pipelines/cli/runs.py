@@ -169,7 +169,7 @@ def stage(
     """Make one stage of RECIPE, such as `expert.law`. With --address http://HOST:8265, as a job there."""
     given, loaded = _inputs(inputs), _load(recipe, sets)
     if jobs.is_job(session):
-        sent = {"--input": inputs, "--with-deps": with_deps, "--no-wait": not wait}
+        sent: shared.Options = {"--input": inputs, "--with-deps": with_deps, "--no-wait": not wait}
         return jobs.send(session, ("stage", name), recipe, loaded, sets, sent, Selection())
     from pipelines import wiring
     from pipelines.cli.display import open_display
@@ -180,7 +180,7 @@ def stage(
         result = wiring.run_stage(name, loaded, settings, given, with_deps, display, wait=wait)
     finally:
         display.close()
-    options = {"--input": inputs, "--with-deps": with_deps, "--set": sets}
+    options: shared.Options = {"--input": inputs, "--with-deps": with_deps, "--set": sets}
     rest = shared.continuing("run", [recipe], {"--set": sets}, session)
     return _finish(session, result, shared.continuing("stage", [name, recipe], options, session), rest)
 

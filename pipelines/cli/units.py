@@ -13,7 +13,7 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _BYTES = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
-class Age(click.ParamType):
+class Age(click.ParamType[float]):
     """Seconds as a float."""
 
     name = "age"
@@ -25,7 +25,7 @@ class Age(click.ParamType):
         return float(found[1]) * _SECONDS[found[2].lower()]
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int]):
     """Bytes; K, M, G and T are powers of 1024, with or without `iB`."""
 
     name = "size"

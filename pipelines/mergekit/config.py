@@ -211,10 +211,9 @@ class _Reader:
         here, value = join(path, key), part.get(key)
         if isinstance(value, str) and value:
             model, *loras = value.split("+")
-            halves = [_halves(text) for text in (model, *loras)]
-            if len(loras) <= 1 and all(half is not None for half in halves):
-                lora = halves[1] if loras else (None, None)
-                return Source(*halves[0], *lora)
+            base, lora = _halves(model), _halves(loras[0]) if loras else (None, None)
+            if len(loras) <= 1 and base is not None and lora is not None:
+                return Source(*base, *lora)
         elif isinstance(value, Mapping):
             self._known(value, _REFERENCE, here)
             found = [_reference(value.get(name)) for name in ("model", "lora")]

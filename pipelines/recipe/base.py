@@ -7,14 +7,14 @@ under `LENIENT` a wrong value becomes None, a hole that the checks step over.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, WrapValidator, field_validator
 
 LENIENT = "lenient"
 TAG = "kind:"
 """Begins the names by which pydantic tells members of a union apart: no key of a recipe has a colon."""
-IMPORT = "import"
+IMPORT: Literal["import"] = "import"
 """The key that says where something is that need not be made."""
 
 
@@ -32,6 +32,11 @@ Named = dict[str, Annotated[T, WrapValidator(_or_hole)]]
 """Names to parts; one wrong part leaves the others standing."""
 Listed = list[Annotated[T, WrapValidator(_or_hole)]]
 """Parts in an order, likewise."""
+
+
+def maybe(value: T) -> T | None:
+    """The value, or the hole that is there in its place: no field's type says that there may be one."""
+    return value
 
 
 class Part(BaseModel):

@@ -13,7 +13,7 @@ from typing import Any
 from bam_core.config import ModelConfig, TrainConfig
 from bam_core.errors import Problem, nearest
 from bam_core.graph.adopted import NAME, NAME_RULE
-from pipelines.recipe.base import Part
+from pipelines.recipe.base import Part, maybe
 from pipelines.recipe.baselines import baseline_problems
 from pipelines.recipe.data import data_problems
 from pipelines.recipe.discover_checks import discover_problems
@@ -23,10 +23,10 @@ from pipelines.recipe.import_checks import import_problems
 from pipelines.recipe.matching_checks import matching_problems
 from pipelines.recipe.overrides import MATCHING
 from pipelines.recipe.parts import BpeTokenizer, Domain, ExpertOverride, TaskFile
-from pipelines.recipe.phases import ExpertPhase, ImportedSeed, MixturePhase, NoMixturePhase, Phase
+from pipelines.recipe.phases import FROM, ExpertPhase, ImportedSeed, MixtureKeys, NoMixturePhase, Phase
 from pipelines.recipe.promotion_checks import promotion_problems, scored_models
 from pipelines.recipe.routing import routing_problems
-from pipelines.recipe.schema import FROM, Recipe
+from pipelines.recipe.schema import Recipe
 from pipelines.recipe.sources import source_problems
 from pipelines.recipe.study import study_problems
 from pipelines.recipe.tune_checks import tune_problems
@@ -131,7 +131,7 @@ def _names(path: str, names: Iterable[str | None]) -> Iterator[Problem]:
 
 
 def _domains(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.domains is None:
+    if maybe(recipe.domains) is None:
         return
     yield from _names("domains", recipe.domains)
     for name in RESERVED_DOMAINS & recipe.domains.keys():
@@ -139,9 +139,9 @@ def _domains(recipe: Recipe) -> Iterator[Problem]:
     if len(recipe.domains) < 2:
         wanted = "a mixture needs at least two: the general domain first, then one for each expert"
         yield Problem("domains", list(recipe.domains), wanted)
-    for index, (name, domain) in enumerate(recipe.domains.items()):
+    for index, (name, said) in enumerate(recipe.domains.items()):
         here = join("domains", name)
-        if domain is None:
+        if (domain := maybe(said)) is None:
             continue
         yield from _at_least(f"{here}.max_bytes", domain.max_bytes, 1)
         if domain.valid_frac is not None and not 0 < domain.valid_frac < 1:
@@ -211,20 +211,20 @@ def _phases(recipe: Recipe) -> Iterator[Problem]:
             continue
         here = f"phases.{name}"
         yield from _training(phase, recipe, here)
-        is_expert, adapts = isinstance(phase, ExpertPhase), isinstance(phase, MixturePhase)
+        is_expert, adapts = isinstance(phase, ExpertPhase), isinstance(phase, MixtureKeys)
         row = recipe.row_len or 1
         yield from data_problems(phase.data, recipe.domains, f"{here}.data", has_own=is_expert, adapts=adapts, row=row)
         if isinstance(phase, ExpertPhase):
             yield from _overrides(phase, recipe, _of_experts(recipe))
-        if isinstance(phase, MixturePhase):
+        if isinstance(phase, MixtureKeys):
             trainings = recipe.mixture_trainings
             yield from _overrides(phase, recipe, {own_place(stage): own.changes() for stage, own in trainings.items()})
             for stage, own in trainings.items():
                 yield from data_problems(own.data, recipe.domains, f"{own_place(stage)}.data", row=row)
-            distilled = {join("distil", name): own for name, own in (recipe.distil or {}).items() if own is not None}
-            yield from _overrides(phase, recipe, {here: own.changes() for here, own in distilled.items()})
-            for here, own in distilled.items():
-                yield from data_problems(own.data, recipe.domains, f"{here}.data", row=row)
+            distilled = {join("distil", name): part for name, part in (recipe.distil or {}).items() if part}
+            yield from _overrides(phase, recipe, {here: part.changes() for here, part in distilled.items()})
+            for here, part in distilled.items():
+                yield from data_problems(part.data, recipe.domains, f"{here}.data", row=row)
 
 
 def _training(phase: Phase, recipe: Recipe, here: str) -> Iterator[Problem]:
@@ -236,8 +236,7 @@ def _training(phase: Phase, recipe: Recipe, here: str) -> Iterator[Problem]:
     for name, field in type(phase).model_fields.items():
         if name in fields and fields[name] is None and name not in {"tokens", "batch_tokens"}:
             fields[name] = 1.0 if name == "lr" else field.default  # a hole: stand in for it
-    seq_len = recipe.row_len
-    config = TrainConfig(**fields, shares={"all": 1.0}, seq_len=seq_len)
+    config = TrainConfig(**fields, shares={"all": 1.0}, seq_len=recipe.row_len or 0)
     for problem in config.problems():
         if problem.path != "seq_len":
             yield problem.under(here)
@@ -263,7 +262,7 @@ def _overrides(phase: Phase, recipe: Recipe, places: Mapping[str, Mapping[str, A
 
 
 def _evaluate(recipe: Recipe) -> Iterator[Problem]:
-    spec = recipe.evaluate
+    spec = maybe(recipe.evaluate)
     if spec is None:
         return
     row = recipe.row_len
@@ -294,7 +293,7 @@ def _task_file(here: str, file: TaskFile) -> Iterator[Problem]:
 
 
 def _runtime(recipe: Recipe) -> Iterator[Problem]:
-    runtime = recipe.runtime
+    runtime = maybe(recipe.runtime)
     if runtime is None:
         return
     for name in ("max_parallel", "max_trials", "checkpoint_steps", "micro_batch_rows"):

@@ -41,7 +41,7 @@ class Schedule(Part):
     start: Fixed
     end: Fixed
     shape: Literal["linear", "cosine", "step"] = "linear"
-    begin: Number = Field(0.0, alias="from")
+    begin: Number = Field(default=0.0, alias="from")
     until: Number = 1.0
 
 

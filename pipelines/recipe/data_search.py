@@ -56,6 +56,7 @@ def _split(data: Any, keys: Sequence[str]) -> tuple[list[str], str | None]:
 def shares_said(data: Any, domains: Iterable[str], own: str) -> Iterator[tuple[str, str, str, float]]:
     """(key below `data`, group of fields, domain, share) of each share that a recipe says. It may have holes."""
     domains = list(domains)
+    parts: list[tuple[str, str, Any]]
     if isinstance(data, Schedule):
         parts = [("start.", "shares", data.start), ("end.", "anneal.end", data.end)]
     elif isinstance(data, AdaptiveData):
@@ -114,5 +115,6 @@ def value_problems(
                 yield Problem(here, value, f"{'' if problem.path == OF_PLAN[name] else 'with '}{problem.expected}")
     else:
         for value in space.values:
-            for problem in Adaptive(**{name: value}).problems(n_domains):
+            said: dict[str, Any] = {name: value}
+            for problem in Adaptive(**said).problems(n_domains):
                 yield Problem(here, value, problem.expected)

@@ -10,11 +10,11 @@ Types and defaults; what must hold is in `distil_checks.py`, what it means in `b
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import ConfigDict, Field
 
-from bam_core.config import Distillation, KeysValues, Sparser
+from bam_core.config import Distillation, Gate, KeysValues, Sparser
 from pipelines.recipe.base import Part
 from pipelines.recipe.data import Planned
 from pipelines.recipe.plugged import GateName
@@ -65,7 +65,8 @@ class Distil(Part):
     def sparser(self) -> Sparser:
         """What the attention becomes. `routing: soft` is the top_k of every token that the variant has."""
         spec = self.attention
-        return Sparser(spec.top_k if spec.routing != "soft" else None, spec.kv, spec.gate)
+        gate = cast(Gate | None, spec.gate)  # or a plug-in's name
+        return Sparser(spec.top_k if spec.routing != "soft" else None, spec.kv, gate)
 
 
 OF_THE_LOSS = frozenset({"source", "attention", "kl", "temperature", "gate"})

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
-from bam_core.config import AttentionExperts, Distillation
+from bam_core.config import AttentionExperts, Distillation, Gate
 from bam_core.errors import Problem, nearest
+from pipelines.recipe.base import maybe
 from pipelines.recipe.distil import CheaperAttention, Distil
 from pipelines.recipe.document import join
 from pipelines.recipe.mixtures import AttentionVariant
@@ -35,7 +36,7 @@ def _source(recipe: Recipe, part: Distil) -> Iterator[Problem]:
     if part.source not in recipe.variants:
         yield Problem("from", part.source, "is not a variant", nearest(part.source, recipe.variants))
         return
-    variant, target = recipe.variants[part.source], part.attention
+    variant, target = recipe.variants[part.source], maybe(part.attention)
     if target is None:
         return
     asked = list(_asked(target))
@@ -74,4 +75,4 @@ def _teacher(recipe: Recipe, attention: AttentionVariant) -> AttentionExperts | 
     top_k = attention.top_k if attention.routing == "top_k" else n_experts
     if not n_experts or top_k is None or not 1 <= top_k <= n_experts or None in (attention.kv, attention.gate):
         return None
-    return AttentionExperts(n_experts, top_k, attention.kv, attention.gate)
+    return AttentionExperts(n_experts, top_k, attention.kv, cast(Gate, attention.gate))  # or a plug-in's name

@@ -37,7 +37,7 @@ def _without_imported_seed(recipe: Recipe) -> Iterator[Problem]:
     for name in recipe.imported:
         expected = "needs a seed that is imported too: the model that this one was trained from"
         here = f"{join('domains', name)}.expert.import"
-        yield Problem(here, recipe.domains[name].expert.source, expected, "say phases.seed.import")
+        yield Problem(here, recipe.imported_part(name).source, expected, "say phases.seed.import")
     if recipe.vocabulary not in (None, "refuse"):
         yield Problem("vocabulary", recipe.vocabulary, "is for models that are imported", "leave it out")
 
@@ -80,7 +80,7 @@ def _phases_needed(recipe: Recipe) -> Iterator[Problem]:
 def _training(recipe: Recipe, domain: str) -> Iterator[Problem]:
     """Keys of a training that has no `tokens`, and what a seed that is trained on lacks."""
     is_seed = domain == recipe.general
-    part = recipe.phases.seed if is_seed else recipe.domains[domain].expert
+    part = recipe.imported_part(domain)
     here = "phases.seed" if is_seed else f"{join('domains', domain)}.expert"
     keys = set(Phase.model_fields) | {"data"} if is_seed else {"lr"}
     if not part.tokens:

@@ -157,10 +157,10 @@ def _validate(document: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
         return Recipe.model_validate(document), []
     except ValidationError as error:
         errors = error.errors(include_url=False)
-    problems = [_problem(error) for error in errors]
-    for error in errors:
-        if error["type"] == "missing":
-            _make_hole(document, _keys(error["loc"]))
+    problems = [_problem(wrong) for wrong in errors]
+    for wrong in errors:
+        if wrong["type"] == "missing":
+            _make_hole(document, _keys(wrong["loc"]))
     try:
         return Recipe.model_validate(document, context=LENIENT), problems
     except ValidationError:

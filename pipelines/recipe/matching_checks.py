@@ -43,7 +43,7 @@ def _no_effect(path: str, value: str) -> Problem:
 
 
 def _others(recipe: Recipe, known: list[str]) -> Iterator[Problem]:
-    places = {"phases.mixture": recipe.phases.mixture.match_to}
+    places = {"phases.mixture": recipe.mixture_phase.match_to}
     places |= {own_place(stage): own.match_to for stage, own in recipe.mixture_trainings.items()}
     for place, other in places.items():
         if other is not None and recipe.trained_stage(other) is None:
@@ -59,7 +59,7 @@ def _circles(recipe: Recipe) -> Iterator[Problem]:
         if other == stage and len(chain) > 1:
             names = " -> ".join(recipe.model_name(name) for name in [*chain, stage])
             place = f"{own_place(stage)}.match_to" if own.match_to else "phases.mixture.match_to"
-            value = own.match_to or recipe.phases.mixture.match_to
+            value = own.match_to or recipe.mixture_phase.match_to
             yield Problem(place, value, f"leads back to itself: {names}", "let one of them say match: data")
 
 
@@ -70,7 +70,7 @@ def _follows(recipe: Recipe, stage: str) -> str | None:
 
 
 def _paces(recipe: Recipe, known: list[str]) -> Iterator[Problem]:
-    for name, pace in (recipe.phases.mixture.seconds_per_token or {}).items():
+    for name, pace in (recipe.mixture_phase.seconds_per_token or {}).items():
         here = join(PACES, name)
         if name not in known:
             yield Problem(here, pace, "is neither a variant nor dense", nearest(name, known))
@@ -86,7 +86,7 @@ def _missing_paces(recipe: Recipe) -> Iterator[Problem]:
         other = recipe.match_of(stage)[1]
         # Of no other in particular: of the fastest variant, so each must be known.
         needed |= dict.fromkeys([other] if other else [name for name in recipe.mixture_trainings if name != "dense"])
-    there = recipe.phases.mixture.seconds_per_token or {}
+    there = recipe.mixture_phase.seconds_per_token or {}
     missing = [recipe.model_name(stage) for stage in needed if recipe.model_name(stage) not in there]
     if missing:
         yield Problem(PACES, dict(there), f"{MISSING} {', '.join(missing)}: match: seconds needs it", PACE)

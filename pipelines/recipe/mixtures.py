@@ -51,7 +51,7 @@ class FFNVariant(Part):
     scale: Literal["none", "gate", "experts", "weights"] = "gate"
     shared_expert: bool = False
     layers: list[Count] | None = None
-    soft_layers: list[Count] = Field([])
+    soft_layers: list[Count] = Field(default=[])
     split: Count = 1
     capacity_factor: Number | None = None
     balance: Literal["loss", "bias"] = "loss"
@@ -62,7 +62,7 @@ class MergeVariant(Part):
     """How tensors that are no experts become one. weights: with `weighted`, of each domain's model."""
 
     method: MergeName = "mean"
-    weights: Named[Number] = Field({})
+    weights: Named[Number] = Field(default={})
     density: Number = 0.2
     drop: Number = 0.5
 

@@ -6,7 +6,10 @@ in the same order.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Tag
 
 from pipelines.recipe.base import Part
 from pipelines.recipe.data import Planned
@@ -35,6 +38,13 @@ class DenseTrain(Part):
         """The keys that are given, but for those of `MATCHING`."""
         given = {name: value for name, value in self.to_dict().items() if value is not None}
         return {name: value for name, value in given.items() if name not in MATCHING}
+
+
+Dense = Annotated[
+    Annotated[bool, Tag("switch")] | Annotated[DenseTrain, Tag("train")],
+    Discriminator(lambda value: "train" if isinstance(value, Mapping | DenseTrain) else "switch"),
+]
+"""Whether the baseline is trained, or how its training differs from `phases.mixture`."""
 
 
 class VariantTrain(DenseTrain):

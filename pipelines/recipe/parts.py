@@ -190,8 +190,8 @@ class Evaluate(Part):
     tokens: Count = 100_000
     stride: Count | None = None
     part: PartOf | None = None
-    metrics: list[MetricName] = Field([])
-    tasks: list[Tasks] = Field([])
+    metrics: list[MetricName] = Field(default=[])
+    tasks: list[Tasks] = Field(default=[])
     dtype: Dtype = "fp32"
     max_overlap: Number = 0.5
     max_contaminated: Number = 0.05

@@ -14,23 +14,32 @@ from pipelines.recipe.values import Count, Dtype, Number, Text
 
 
 class Phase(Part):
-    """One phase of training. tokens, batch_tokens: predicted tokens; the batch is the global one."""
+    """What all phases have: each says which of the first three it needs. `data` is in `data.py`."""
 
-    tokens: Count
-    batch_tokens: Count
-    lr: Number
+    tokens: Count | None
+    batch_tokens: Count | None
+    lr: Number | None
     warmup_frac: Number = 0.02
     min_lr_frac: Number = 0.1
     weight_decay: Number = 0.1
     grad_clip: Number = 1.0
     dtype: Dtype = "bf16"
+    data: Any
 
 
-class SeedPhase(Phase):
+class TrainedPhase(Phase):
+    """One phase of training. tokens, batch_tokens: predicted tokens; the batch is the global one."""
+
+    tokens: Count
+    batch_tokens: Count
+    lr: Number
+
+
+class SeedPhase(TrainedPhase):
     data: Planned = "uniform"
 
 
-class ImportedSeed(SeedPhase):
+class ImportedSeed(Phase):
     """A seed that is there: a folder, or an id of the hub. With `tokens` it is trained on from there."""
 
     model_config = ConfigDict(serialize_by_alias=True)
@@ -40,7 +49,11 @@ class ImportedSeed(SeedPhase):
     tokens: Count | None = None
     batch_tokens: Count | None = None
     lr: Number | None = None
+    data: Planned = "uniform"
 
+
+FROM = frozenset({"source", "revision"})
+"""Keys of an imported seed that are no fields of its training."""
 
 Seed = Annotated[
     Annotated[ImportedSeed, Tag(f"{TAG}import")] | Annotated[SeedPhase, Tag(f"{TAG}trained")],
@@ -48,25 +61,19 @@ Seed = Annotated[
 ]
 
 
-class ExpertPhase(Phase):
+class ExpertPhase(TrainedPhase):
     """In `data`, `own` stands for the expert's own domain."""
 
-    data: PlannedForExpert = Field({"own": 1.0})
+    data: PlannedForExpert = Field(default={"own": 1.0})
 
 
-class MixturePhase(Phase):
-    """match: train variants on the same `data` (tokens), or on tokens that cost the same compute, or the same seconds.
-
-    match_to: the variant whose compute or seconds it is, the cheapest by default. seconds_per_token: of variants and of
-    `dense`, as measured by `bam pace`.
-
-    From `balance_rate` on they are for variants that have such a part: see `bam_core.config.TrainConfig`.
-    """
+class MixtureKeys(Phase):
+    """What a phase says by which mixtures are trained, and one by which most are not."""
 
     data: Planned = "uniform"
     match: Match = "data"
     match_to: Text | None = None
-    seconds_per_token: Named[Number] = Field({})
+    seconds_per_token: Named[Number] = Field(default={})
     load_balancing_coef: Number = 0.01
     z_loss_coef: Number = 0.001
     balance_rate: Number = 1e-3
@@ -86,7 +93,21 @@ class MixturePhase(Phase):
     collapse_for_frac: Number = 0.1
 
 
-class NoMixturePhase(MixturePhase):
+class MixturePhase(MixtureKeys):
+    """match: train variants on the same `data` (tokens), or on tokens that cost the same compute, or the same seconds.
+
+    match_to: the variant whose compute or seconds it is, the cheapest by default. seconds_per_token: of variants and of
+    `dense`, as measured by `bam pace`.
+
+    From `balance_rate` on they are for variants that have such a part: see `bam_core.config.TrainConfig`.
+    """
+
+    tokens: Count
+    batch_tokens: Count
+    lr: Number
+
+
+class NoMixturePhase(MixtureKeys):
     """`tokens: 0`: mixtures are left as they are mixed, but for variants that say `train: {tokens: ...}`."""
 
     tokens: Annotated[Count, WithJsonSchema({"const": 0})]

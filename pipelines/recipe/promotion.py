@@ -70,7 +70,7 @@ class Promote(Part):
     """require: figure of `evaluate` -> what it must be. model: the name in MLflow's registry of what is promoted."""
 
     model: Text | None = None
-    require: Named[Bound] = Field({})
+    require: Named[Bound] = Field(default={})
 
 
 @dataclass(frozen=True)

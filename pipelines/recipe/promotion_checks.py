@@ -7,6 +7,7 @@ from math import isfinite
 
 from bam_core.errors import Problem, nearest
 from bam_core.graph.adopted import adopted_name
+from pipelines.recipe.base import maybe
 from pipelines.recipe.document import join
 from pipelines.recipe.promotion import ENSEMBLE, FIGURES, PERPLEXITY, Bound, model_name_fault, model_of
 from pipelines.recipe.schema import Recipe
@@ -29,7 +30,7 @@ def promotion_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _figure(recipe: Recipe, figure: str, here: str) -> Iterator[Problem]:
-    if figure in FIGURES or (recipe.domains is None and figure.startswith(PERPLEXITY)):
+    if figure in FIGURES or (maybe(recipe.domains) is None and figure.startswith(PERPLEXITY)):
         return
     known = [*FIGURES, *(PERPLEXITY + domain for domain in recipe.domains or ())]
     if figure not in known:
@@ -50,7 +51,7 @@ def _bound(recipe: Recipe, bound: Bound, here: str) -> Iterator[Problem]:
 
 
 def _model(recipe: Recipe, name: str, path: str) -> Iterator[Problem]:
-    if recipe.variants is None or recipe.domains is None:
+    if maybe(recipe.variants) is None or maybe(recipe.domains) is None:
         return
     scored = scored_models(recipe)
     if model_of(name, scored) is None:

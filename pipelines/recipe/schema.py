@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Discriminator, Field, PrivateAttr, Tag
+from pydantic import Field, PrivateAttr
 
 from bam_core.config import ModelConfig, TrainConfig
 from bam_core.seeds import child_seed
@@ -14,7 +14,7 @@ from pipelines.recipe.data import training_fields
 from pipelines.recipe.distil import Distil
 from pipelines.recipe.imports import DEFAULT_SEQ_LEN, Imports
 from pipelines.recipe.mixtures import Variant
-from pipelines.recipe.overrides import MATCHING, DenseTrain, Match, VariantTrain
+from pipelines.recipe.overrides import MATCHING, Dense, DenseTrain, Match, VariantTrain
 from pipelines.recipe.parts import (
     Discover,
     Domain,
@@ -27,20 +27,11 @@ from pipelines.recipe.parts import (
     Tokenizer,
     Tune,
 )
-from pipelines.recipe.phases import ImportedSeed, Phase, Phases
+from pipelines.recipe.phases import FROM, ImportedSeed, MixtureKeys, Phase, Phases
 from pipelines.recipe.promotion import Promote
-from pipelines.recipe.sources import LICENCES, ClusterText, each_source, plain
+from pipelines.recipe.sources import LICENCES, AnyText, ClusterText, each_source, plain
 from pipelines.recipe.study import StudyTable
 from pipelines.recipe.values import Count, Text
-
-FROM = frozenset({"source", "revision"})
-"""Keys of an imported seed that are no fields of its training."""
-
-Dense = Annotated[
-    Annotated[bool, Tag("switch")] | Annotated[DenseTrain, Tag("train")],
-    Discriminator(lambda value: "train" if isinstance(value, Mapping | DenseTrain) else "switch"),
-]
-"""Whether the baseline is trained, or how its training differs from `phases.mixture`."""
 
 
 class Recipe(Part):
@@ -53,23 +44,23 @@ class Recipe(Part):
     name: Text
     seed: Count = 0
     seeds: list[Count] | None = None
-    discover: Named[Discover] = Field({})
+    discover: Named[Discover] = Field(default={})
     domains: Named[Domain]
     vocabulary: Literal["refuse", "union", "seed"] = "refuse"
     tokenizer: Tokenizer | None = None
     model: Model | None = None
     phases: Phases
     variants: Named[Variant]
-    distil: Named[Distil] = Field({})
-    export: Named[Export] = Field({})
-    tune: Named[Tune] = Field({})
+    distil: Named[Distil] = Field(default={})
+    export: Named[Export] = Field(default={})
+    tune: Named[Tune] = Field(default={})
     dense: Dense = True
     ensemble: bool = True
     evaluate: Evaluate = Evaluate()
     promote: Promote | None = None
-    study: Named[StudyTable] = Field({})
+    study: Named[StudyTable] = Field(default={})
     runtime: Runtime = Runtime()
-    _imports: Imports | None = PrivateAttr(None)
+    _imports: Imports | None = PrivateAttr(default=None)
 
     @property
     def imports(self) -> Imports | None:
@@ -131,11 +122,13 @@ class Recipe(Part):
     @property
     def taken(self) -> tuple[str, ...]:
         """Those of them that are taken as they are: no training follows. The recipe may have holes."""
-        return tuple(name for name in self.imported if not self._trains_on(name))
+        return tuple(name for name in self.imported if not self.imported_part(name).tokens)
 
-    def _trains_on(self, domain: str) -> bool:
+    def imported_part(self, domain: str) -> ImportedSeed | ImportedExpert:
+        """What is said of an import, one of `imported`. The recipe may have holes."""
         part = self.phases.seed if domain == self.general else self.domains[domain].expert
-        return bool(part.tokens)
+        assert isinstance(part, ImportedSeed | ImportedExpert), f"{domain} imports nothing: {part!r}"
+        return part
 
     @property
     def trains_seed(self) -> bool:
@@ -163,7 +156,7 @@ class Recipe(Part):
         read = {self.text_name(domain): self.source(domain) for domain in self.domains}
         return read | {name: source for name, source in apart.items() if source is not None}
 
-    def _text(self, domain: str) -> Any:
+    def _text(self, domain: str) -> AnyText | list[AnyText]:
         source = self.domains[domain].source
         return self.discover[source.of].source if isinstance(source, ClusterText) else source
 
@@ -191,32 +184,41 @@ class Recipe(Part):
         """The seed model and every dense expert."""
         if self.imports is not None:
             return self.imports.dense_config()
+        vocab_size = getattr(self.tokenizer, "vocab_size", None)
+        assert self.model is not None, "neither a model nor an imported seed, which brings one"
+        assert vocab_size is not None, "the vocabulary of a file was not counted as the recipe was read"
         values = self.model.to_dict()
         if values["n_kv_heads"] is None:
             values["n_kv_heads"] = values["n_heads"]
-        return ModelConfig(vocab_size=self.tokenizer.vocab_size, **values)
+        return ModelConfig(vocab_size=vocab_size, **values)
 
     def seed_training(self) -> TrainConfig:
         return self._training("seed", self.phases.seed, training_fields(self.phases.seed.data, self.domains))
 
     def expert_training(self, domain: str) -> TrainConfig:
         """`phases.expert` with the domain's overrides; `own` becomes `domain`."""
-        phase = self.phases.expert
-        own = self.domains[domain].expert
+        phase, own = self.phases.expert, self.domains[domain].expert
+        assert phase is not None, f"no phases.expert, which {domain} is trained by"
         assert not isinstance(own, str), f"the expert of {domain} is adopted, not trained"
         data = training_fields(phase.data, self.domains, own=domain)
         return self._training(f"expert.{domain}", phase.model_copy(update=own.changes()), data)
 
+    @property
+    def mixture_phase(self) -> MixtureKeys:
+        """`phases.mixture`, which a recipe has where anything is trained by it."""
+        assert self.phases.mixture is not None, "no phases.mixture, which a mixture is trained by"
+        return self.phases.mixture
+
     def mixture_training(self, own: DenseTrain | None = None) -> TrainConfig:
         """The training of every variant, but for its own keys: one seed for all, so they see the same batches."""
-        phase = self.phases.mixture.model_copy(update=own.changes() if own else {})
+        phase = self.mixture_phase.model_copy(update=own.changes() if own else {})
         return self._training("mixture", phase, training_fields(phase.data, self.domains))
 
     def distil_training(self, name: str) -> TrainConfig:
         """`phases.mixture` with the distillation's keys. What is for the start of a mixture is off: the model has
         been trained."""
         off: dict[str, Any] = {"router_freeze_frac": 0.0, "expert_freeze_frac": 0.0, "shared_freeze_frac": 0.0}
-        phase = self.phases.mixture.model_copy(update=off | self.distil[name].changes())
+        phase = self.mixture_phase.model_copy(update=off | self.distil[name].changes())
         return self._training("distil", phase, training_fields(phase.data, self.domains))
 
     @property
@@ -248,7 +250,7 @@ class Recipe(Part):
 
     def match_of(self, stage: str) -> tuple[Match, str | None]:
         """In what a mixture's training, or the baseline's, is made equal, and to which stage; None: the cheapest."""
-        own, phase = self.mixture_trainings[stage], self.phases.mixture
+        own, phase = self.mixture_trainings[stage], self.mixture_phase
         other = own.match_to or phase.match_to
         return own.match or phase.match, None if other is None else self.trained_stage(other)
 
@@ -267,6 +269,7 @@ class Recipe(Part):
 
     def _training(self, name: str, phase: Phase, data: Mapping[str, Any]) -> TrainConfig:
         """data: the fields that say which text, `training_fields`."""
+        assert self.row_len is not None, "a model, or an imported seed, says how long a row is"
         values = {"load_balancing_coef": 0.0, "z_loss_coef": 0.0} | phase.to_dict()
         values = {key: value for key, value in values.items() if key not in {"data", *MATCHING, *FROM}}
         return TrainConfig(**values, **data, seq_len=self.row_len, seed=child_seed(self.seed, name))

@@ -121,7 +121,7 @@ class PluggedText(Licensed):
     """Text of a plug-in's kind of source. options: for the plug-in; they are a part of the text's identity."""
 
     kind: SourceName
-    options: dict[str, Any] = Field({})
+    options: dict[str, Any] = Field(default={})
 
 
 class ClusterText(Part):
@@ -210,7 +210,7 @@ def without_place(source: Mapping[str, Any]) -> dict[str, Any]:
     return kept | ({"sources": [without_place(one) for one in source["sources"]]} if "sources" in source else {})
 
 
-def each_source(source: Part | list[Any] | None) -> list[Part]:
+def each_source(source: AnyText | ClusterText | list[AnyText] | None) -> list[AnyText | ClusterText]:
     """The sources that a source is; none where there is a hole."""
     found = source if isinstance(source, list) else [source]
     return [one for one in found if one is not None]
@@ -250,7 +250,7 @@ def _one(path: str, source: Part | None) -> Iterator[Problem]:
             value = getattr(source, key)
             if value is not None and value < least:
                 yield Problem(f"{path}.{key}", value, f"must be at least {least}")
-    if isinstance(source, RowsOfText):
+    if isinstance(source, FileText | HubText):
         said = {key: getattr(source, key) for key in type(source).model_fields}
         if source.kind == "text":
             for key in FIELDS:

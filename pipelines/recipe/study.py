@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from bam_core.errors import Problem, nearest
-from pipelines.recipe.base import Named, Part
+from pipelines.recipe.base import Named, Part, maybe
 from pipelines.recipe.document import join
 from pipelines.recipe.promotion import model_of
 from pipelines.recipe.values import Number, Text
@@ -42,7 +42,7 @@ class Row(Part):
     """label: as shown. paper: domain -> the perplexity that the paper prints."""
 
     label: Text | None = None
-    paper: Named[Number] = Field({})
+    paper: Named[Number] = Field(default={})
 
 
 class Claim(Part):
@@ -63,7 +63,7 @@ class StudyTable(Part):
     setting: Text | None = None
     source: Text | None = None
     rows: Named[Row]
-    claims: list[Claim] = Field([])
+    claims: list[Claim] = Field(default=[])
 
 
 def models_of(name: str, scored: Collection[str]) -> list[str | None]:
@@ -83,9 +83,9 @@ def value_at(recipe: Recipe, key: str) -> Any:
 
 def study_problems(recipe: Recipe, scored: Collection[str]) -> Iterator[Problem]:
     """Everything wrong with `study` of a recipe that may have holes. scored: the models that are evaluated."""
-    for name, table in (recipe.study or {}).items():
+    for name, part in (recipe.study or {}).items():
         here = join("study", name)
-        if table is None:
+        if (table := maybe(part)) is None:
             continue
         if not table.rows:
             yield Problem(f"{here}.rows", {}, "must have at least one row, a variant or a stage")
@@ -114,7 +114,7 @@ def _kind(recipe: Recipe, table: StudyTable, here: str) -> Iterator[Problem]:
 
 
 def _known(recipe: Recipe, row: str, scored: Collection[str], here: str) -> Iterator[Problem]:
-    if recipe.variants is None or recipe.domains is None:
+    if maybe(recipe.variants) is None or maybe(recipe.domains) is None:
         return
     for part, model in zip(row.split(BEST_OF), models_of(row, scored), strict=True):
         if model is None:

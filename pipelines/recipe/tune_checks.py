@@ -108,8 +108,9 @@ def _values(recipe: Recipe, key: str, space: Space, here: str) -> Iterator[Probl
         if name in WHOLE and value != int(value):
             yield Problem(here, value, "must be a whole number")
             continue
-        sizes = {"tokens": 2**40, "batch_tokens": row or 1, "seq_len": row or 1, "lr": 1.0}
-        tried = replace(TrainConfig(**sizes, shares={"all": 1.0}), **{name: int(value) if name in WHOLE else value})
+        sound = TrainConfig(tokens=2**40, batch_tokens=row or 1, seq_len=row or 1, lr=1.0, shares={"all": 1.0})
+        change: dict[str, Any] = {name: int(value) if name in WHOLE else value}
+        tried = replace(sound, **change)
         for problem in tried.problems():
             if problem.path == name:
                 yield replace(problem, path=here)

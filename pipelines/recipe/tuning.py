@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipelines.recipe import data_search
+from pipelines.recipe.base import Part
 from pipelines.recipe.distil import Distil
 from pipelines.recipe.overrides import MATCHING, DenseTrain, VariantTrain
 from pipelines.recipe.parts import ExpertOverride
@@ -49,6 +50,7 @@ def phase_of(stage: str) -> str:
 def why_not(recipe: Recipe, key: str) -> str | None:
     """Why a key cannot be searched, or None if it can."""
     parts = key.split(".")
+    model: type[Part]
     if parts[0] == "phases" and len(parts) >= 3 and parts[1] in PHASES:
         model, name, share = PHASES[parts[1]], parts[2], parts[3:]
         if name == "data" and share:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 from bam_core.config import ModelConfig, SharedExperts
 from bam_core.errors import InvalidInput, Problem
+from bam_core.upcycle.specs import MergeMethod
 from bam_core.upcycle.variants import AttentionSpec, FFNSpec, MergeSpec, mixture_config
 from bam_core.upcycle.variants import Variant as CoreVariant
 from pipelines.recipe import mixtures
-from pipelines.recipe.base import Part
+from pipelines.recipe.base import Part, maybe
 from pipelines.recipe.document import join
 from pipelines.recipe.schema import Recipe
 
@@ -25,7 +26,7 @@ ANY_SIZE = 2**40
 
 def variant_problems(recipe: Recipe) -> Iterator[Problem]:
     """Everything wrong with the variants of a recipe that may have holes."""
-    if recipe.variants is None:
+    if maybe(recipe.variants) is None:
         return
     if not recipe.variants:
         yield Problem("variants", {}, "must describe at least one mixture")
@@ -76,7 +77,7 @@ def _core(name: str, part: mixtures.Variant) -> CoreVariant:
         FFNSpec(**_known(part.ffn, FFNSpec)) if isinstance(part.ffn, Part) else "merged",
         merge=MergeSpec(**_known(part.merge, MergeSpec))
         if isinstance(part.merge, Part)
-        else MergeSpec(part.merge or "mean"),
+        else MergeSpec(cast(MergeMethod, part.merge or "mean")),  # or a plug-in's name
         shared=_shared(part.shared),
         **{key: value for key in ("router_init", "router_std") if (value := getattr(part, key)) is not None},
     )
@@ -102,6 +103,13 @@ def _dense(recipe: Recipe) -> ModelConfig:
         value = getattr(shape, name, None)
         return value if value is not None and value >= 1 else stand_in
 
-    sizes = {"d_ff": size("d_ff", ANY_SIZE), "n_layers": size("n_layers", ANY_SIZE)}
     width = size("d_model", 2)
-    return ModelConfig(vocab_size=1, d_model=width + width % 2, n_heads=1, n_kv_heads=1, max_seq_len=1, **sizes)
+    return ModelConfig(
+        vocab_size=1,
+        d_model=width + width % 2,
+        n_layers=size("n_layers", ANY_SIZE),
+        n_heads=1,
+        n_kv_heads=1,
+        d_ff=size("d_ff", ANY_SIZE),
+        max_seq_len=1,
+    )

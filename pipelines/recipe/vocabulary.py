@@ -35,8 +35,9 @@ def fill_vocab_size(document: dict[str, Any]) -> list[Problem]:
 def _of_json(path: Path) -> int:
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
     vocab = tokenizer["model"]["vocab"]
-    ids = list(vocab.values()) if isinstance(vocab, dict) else range(len(vocab))
-    return 1 + max([*ids, *(token["id"] for token in tokenizer.get("added_tokens", ()))])
+    ids: list[int] = list(vocab.values() if isinstance(vocab, dict) else range(len(vocab)))
+    ids += [token["id"] for token in tokenizer.get("added_tokens", ())]
+    return 1 + max(ids)
 
 
 def _of_sentencepiece(path: Path) -> int:

@@ -55,7 +55,7 @@ def warnings_of(starts: Sequence[StepZero]) -> list[Markup]:
 
 def summary_table(inputs: ReportInputs) -> Table:
     """A row per mixture: its average perplexity beside its seed's, and the means over its layers."""
-    columns = (
+    columns: tuple[Column, ...] = (
         Column("model", "mixture"),
         Column("average", "average perplexity", formats.perplexity, best=True),
         Column("seed", "of the seed", formats.perplexity),

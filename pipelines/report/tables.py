@@ -134,8 +134,8 @@ def costs_table(inputs: ReportInputs) -> Table:
 
 def metrics_table(inputs: ReportInputs) -> Table:
     """What metrics of plug-ins say, a row for each metric and model."""
-    columns = (Column("metric", "metric"), Column("model", "model"))
-    columns += tuple(Column(name, name, formats.short) for name in inputs.domain_names)
+    of_domains = (Column(name, name, formats.short) for name in inputs.domain_names)
+    columns = (Column("metric", "metric"), Column("model", "model"), *of_domains)
     models: Mapping[str, Json] = (inputs.metrics or {}).get("models", {})
     found = {model: models[model] for model in in_order(models, inputs.domain_names)}
     names = sorted({name for metrics in found.values() for name in metrics})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ class _Shown:
     name: str
     title: str
     figures: tuple[str, ...]
-    show: Any
+    show: Callable[[Any], str]
     has_chance: bool = False
 
 

@@ -6,13 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from bam_core.evaluate.significance import Verdict
 from pipelines.recipe.study import AVERAGE
 from pipelines.report import formats
 from pipelines.results.margins import Shown, heading_of, margins
 from pipelines.results.markdown import CLAIM_HEAD, claim_row, grid, margin
 from pipelines.results.tables import Evaluated, ShownClaim, ShownRow, ShownTable
 
-VERDICTS = ("confirmed", "refuted", "not distinguishable")
+VERDICTS: tuple[Verdict, ...] = ("confirmed", "refuted", "not distinguishable")
 
 HEAD = """\
 # Results

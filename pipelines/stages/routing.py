@@ -46,7 +46,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
             summary[name], n_model_rows = _sample(name, model, rows, sampled_from, config["tokens"], table)
             n_rows += n_model_rows
             if config["knock_out_tokens"]:
-                order = {branch: list(model.config.expert_labels(branch)) for branch in BRANCHES}
+                order: dict[str, list[str]] = {branch: list(model.config.expert_labels(branch)) for branch in BRANCHES}
                 order["both"] = list(model.config.experts)
                 matrices[name] = {"experts": order} | knock_out(model, rows, scored)
             context.log(number, {"total_steps": len(config["models"])})

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from bam_core.data.tokenize import SPACE_MARK
 from bam_core.errors import UsageError, install_extra
@@ -28,10 +29,12 @@ def tokenizer_json(path: Path) -> str:
         from transformers.convert_slow_tokenizer import SentencePieceExtractor, SpmConverter
     except ImportError as error:
         raise UsageError(f"tokenizer.path: {path}: {NEEDS} ({error})") from error
+    convert: Any = SpmConverter  # as `extract`, its types are not what it takes
     try:
         extractor = SentencePieceExtractor(str(path))
-        found, proto = extractor.extract(None), extractor.proto
-        made = SpmConverter.build_tokenizer_from_spm_proto(proto, found["vocab"], found.get("merges"))
+        found: Any = extractor.extract(None)
+        proto = extractor.proto
+        made = convert.build_tokenizer_from_spm_proto(proto, found["vocab"], found.get("merges"))
     except ImportError as error:
         raise UsageError(f"tokenizer.path: {path}: {NEEDS} ({error})") from error
     except Exception as error:  # whatever the protobuf and the libraries make of a wrong file

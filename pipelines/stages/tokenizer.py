@@ -12,6 +12,7 @@ from bam_core.data.tokenize import Tokenizer, train_bpe
 from bam_core.errors import BamError, UsageError
 from bam_core.protocols import StageContext
 from bam_core.upcycle.vocabulary import (
+    Rule,
     Vocabulary,
     common_definition,
     common_vocabulary,
@@ -58,7 +59,7 @@ def _imported(context: StageContext) -> str:
     first = next(iter(folders.values()))
     files = {name: folder if (folder / TOKENIZER).is_file() else first for name, folder in folders.items()}
     found = {name: read_vocabulary(folder / TOKENIZER) for name, folder in files.items()}
-    rule = context.runtime["rule"] if len(found) > 1 else "seed"
+    rule: Rule = context.runtime["rule"] if len(found) > 1 else "seed"
     text = common_definition(found, common_vocabulary({name: (v, v.size) for name, v in found.items()}, rule))
     if hashlib.sha256(text.encode()).hexdigest() != context.config["digest"]:
         raise BamError("a tokenizer of the imported checkpoints changed since the plan; run again")

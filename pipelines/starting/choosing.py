@@ -153,7 +153,7 @@ def _vocabulary(size: int | None, most: int) -> int:
 
 def _rounded(tokens: int) -> int:
     """Two digits, which people can read; never more than there is."""
-    unit = 10 ** max(0, len(str(tokens)) - 2)
+    unit: int = 10 ** max(0, len(str(tokens)) - 2)
     return tokens // unit * unit
 
 

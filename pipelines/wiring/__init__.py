@@ -3,17 +3,19 @@
 Slow libraries are imported where they are composed, so that a plan, or a run that reuses everything, pays for none.
 """
 
+from infra.adopting import Adopted
 from infra.provenance import mask_text
+from infra.ray_jobs import Job, RayJobs
 from pipelines.wiring.carding import Card, card
 from pipelines.wiring.chatting import Chat, Sampling, open_chat
 from pipelines.wiring.checkup import Check, doctor
 from pipelines.wiring.comparing import compare
 from pipelines.wiring.editing import Edited, add_expert, remove_expert
-from pipelines.wiring.exchanging import Adopted, adopt_expert
+from pipelines.wiring.exchanging import adopt_expert
 from pipelines.wiring.exporting import ExportedFolder, export
 from pipelines.wiring.extracting import Extracted, extract_expert
 from pipelines.wiring.importing import ImportedModel, Looked, import_model, look_at_model
-from pipelines.wiring.jobs import CONTINUES, Job, RayJobs, Submission, Submitted, open_jobs, submit
+from pipelines.wiring.jobs import CONTINUES, Submission, Submitted, open_jobs, submit
 from pipelines.wiring.looking import generate, lineage
 from pipelines.wiring.origins import blame
 from pipelines.wiring.pacing import measure_paces

@@ -105,7 +105,8 @@ def _crowding(point: Any, kind: str, n_cpus: int) -> float:
         alone = pool(measure.time_steps, [point], kind, n_cpus // n).result()
     with _processes(n) as pool:
         together = [pool(measure.time_steps, [point], kind, n_cpus // n) for _ in range(n)]
-        return max(1.0, median(found.result()[0] for found in together) / alone[0])
+        slower: float = median(found.result()[0] for found in together) / alone[0]
+        return max(1.0, slower)
 
 
 def _start_seconds() -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -48,7 +48,7 @@ class Chat:
         """Forget all that was said but the system message."""
         self.messages = [{"role": "system", "content": self._system}] if self._system else []
 
-    def answer(self, text: str) -> Iterator[str]:
+    def answer(self, text: str) -> Generator[str, None, None]:
         """What the model says to `text`, in pieces. Whoever stops reading stops the answer; what was read of it stays
         in the conversation. Raises UsageError for a text that is too long for the model, which is then not kept."""
         import torch
@@ -70,7 +70,7 @@ class Chat:
         )
         return self._pieces(ids)
 
-    def _pieces(self, ids: Iterator[int]) -> Iterator[str]:
+    def _pieces(self, ids: Iterator[int]) -> Generator[str, None, None]:
         pieces, said, n = self.form.pieces(), "", 0
         self.ended = "interrupted"
         try:

@@ -258,7 +258,8 @@ def _of_nodes(kinds: Sequence[NodeKind], what: str, seconds: float) -> float | N
     rates = [getattr(kind, what) for kind in kinds]
     if None in rates:
         return None
-    return sum(rate * kind.count for rate, kind in zip(rates, kinds, strict=True)) * seconds / 3600
+    per_hour: float = sum(rate * kind.count for rate, kind in zip(rates, kinds, strict=True))
+    return per_hour * seconds / 3600
 
 
 def _measured(stages: Sequence[StageForecast], made: Plan, settings: Settings) -> tuple[StageForecast, ...]:

@@ -105,9 +105,9 @@ def _copied(record: Record, source: Path, folder: Path, is_as_it_is: bool) -> Ex
         shutil.copytree(source, growing)
         report = read_json(growing / "export.json")
         size = sum(path.stat().st_size for path in growing.glob("*.safetensors"))
-        there = [(growing / name).is_file() for name in ("tokenizer.json", "chat_template.jinja")]
+        has_tokenizer, has_template = ((growing / name).is_file() for name in ("tokenizer.json", "chat_template.jinja"))
         kept = _put(growing, folder)
-    return ExportedFolder(model, folder, report, size, *there, kept)
+    return ExportedFolder(model, folder, report, size, has_tokenizer, has_template, kept)
 
 
 def tokenizer_settings(store: ArtifactStore, record: Record, known: Known) -> Path | None:

@@ -75,9 +75,10 @@ def _placed(spec: dict[str, Any], said: Any) -> tuple[dict[str, Any], str]:
         return spec, ""
     path = said.get("path") if isinstance(said, Mapping) else None
     each = path if isinstance(path, list) else [path]
-    if not each or not all(isinstance(one, str) and HIDDEN not in one for one in each):
+    known = [one for one in each if isinstance(one, str) and HIDDEN not in one]
+    if not each or len(known) < len(each):
         return spec, NOWHERE
-    if any(_is_relative(one, spec.get("kind")) for one in each):
+    if any(_is_relative(one, spec.get("kind")) for one in known):
         return spec, "its run gave a relative path, which says nothing here"
     return spec | {"path": path}, ""
 

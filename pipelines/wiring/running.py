@@ -18,7 +18,7 @@ from bam_core.errors import ArtifactDamaged, LeaseHeld, StoreError, UsageError, 
 from bam_core.graph.key import input_keys, stage_key, stage_payload
 from bam_core.graph.plan import Decision, rebuilt_input
 from bam_core.graph.record import Record
-from bam_core.graph.runs import Run, RunStage
+from bam_core.graph.runs import Run, RunStage, RunStatus
 from bam_core.graph.select import Selection
 from bam_core.graph.stage import Pipeline, Stage, StageName, kind_of
 from bam_core.protocols import Executor
@@ -72,7 +72,7 @@ def run(
     if not to_do:
         watcher = PipelineRun(made.pipeline, made.decisions, {}, store, display)
         display.update(watcher.states())
-        status = "failed" if any(decision.action == "blocked" for decision in made.decisions) else "done"
+        status: RunStatus = "failed" if any(decision.action == "blocked" for decision in made.decisions) else "done"
         if status == "done":
             with suppress(StoreError):  # nothing was made, so a store that can only be read will do
                 store.runs.write(replace(noted, status=status, ended=time.time()))
@@ -94,12 +94,13 @@ def run(
             max_parallel=max_parallel,
             inputs=inputs,
         )
-    jobs = _jobs(made, to_do, run_id, noted.provenance | {"run": run_id, "pipeline": recipe.name})
+    jobs = _jobs(made, to_do, run_id, {**noted.provenance, "run": run_id, "pipeline": recipe.name})
     watcher = PipelineRun(made.pipeline, made.decisions, jobs, store, display, fail_fast=not keep_going)
     display.update(watcher.states())
     if words := _memory_to_mix(made, to_do):
         display.message(words)
-    status, executor, handle = "interrupted", None, {}
+    status, executor = "interrupted", None
+    handle: Mapping[str, Any] = {}
     try:
         # MLflow and Ray each take seconds to start, and neither needs the other.
         with ThreadPoolExecutor(1) as beside:
@@ -137,7 +138,7 @@ def _left_at_once() -> Iterator[None]:
         atexit.register(os._exit, INTERRUPTED)  # the last registered is the first to run
 
 
-def _ended(run_id: str, status: str, started: float, watcher: PipelineRun) -> RunResult:
+def _ended(run_id: str, status: RunStatus, started: float, watcher: PipelineRun) -> RunResult:
     results = watcher.results()
     return RunResult(run_id, status, time.monotonic() - started, results, _report(results))
 
@@ -205,7 +206,8 @@ def run_given(stage: Stage, inputs: Mapping[str, Record], settings: Settings, di
     noted = Run(run_id, EDITS, "running", time.time(), None, mask_values(asked_for), planned, made_by)
     store.runs.write(noted)
     tracker = open_tracker(settings, display.message)
-    status, handle = "interrupted", tracker.start_pipeline(EDITS, run_id, asked_for)
+    status: RunStatus = "interrupted"
+    handle = tracker.start_pipeline(EDITS, run_id, asked_for)
     try:
         status = watcher.run(_open_executor(settings, alone, [stage.name]), Task(run_job, (handle, settings)), 1)
     except KeyboardInterrupt:

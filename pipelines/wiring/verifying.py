@@ -162,7 +162,8 @@ class _Checker:
         look = self._look(stage, key)
         if look is None:
             return Checked(stage, key, cannot=(self._why_no_record(stage, key),))
-        faults, cannot = [look.examined.fault, look.judged.fault], list[str]()
+        faults: list[str | None] = [look.examined.fault, look.judged.fault]
+        cannot: list[str] = []
         if look.record is None:
             return Checked(stage, key, _said(faults), signed_by=look.judged.signed_by)
         if not look.examined.sealed:
@@ -175,7 +176,7 @@ class _Checker:
                 self._tensors_found(look.record),
                 self._origin_found(look.record),
             ):
-                faults, cannot, figures = faults + found, cannot + not_checked, figures | counted
+                faults, cannot, figures = [*faults, *found], cannot + not_checked, figures | counted
         return Checked(stage, look.record.key, _said(faults), tuple(cannot), **figures, signed_by=look.judged.signed_by)
 
     def _look(self, stage: str, key: str) -> _Look | None:

@@ -3,9 +3,9 @@ and whether two nodes and S3 change a byte.
 
 overhead: the recipe in one process, each stage alone (that is its compute), then on an embedded Ray; wall time of the
 second over the sum of the first. goodput: the seed trained undisturbed and then with a worker killed every so often;
-seconds of the first over those of the second, and whether the bytes are the same. nodes: the recipe on two raylets of
-one CPU each, with a store on an S3 server; on which node each stage was trained, and whether every artifact has the
-bytes of one process (made anew, or those of `--beside STORE`).
+seconds of the first over those of the second, and whether the bytes are the same. nodes: the recipe on two raylets, of
+one CPU and of two, with a store on an S3 server; on which node each stage was trained, and whether every artifact has
+the bytes of one process (made anew, or those of `--beside STORE`).
 
 Each is run once, by the command line that people use, from an empty store. The result is `.bench/cluster-*.json`.
 Nothing here is a test: no figure is asserted.
@@ -156,7 +156,7 @@ def nodes(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     os.environ.update(server.env())
     cluster = Cluster(folder / "c", cpus=1, extra_env=server.env())
     try:
-        cluster.start().add_node("second", cpus=1)
+        cluster.start().add_node("second", cpus=2)
         run = Run(server.uri("nodes"), "ray", [*words, "--address", cluster.address], cluster.env())
         run.result()
         there, local = ArtifactStore(server.uri("nodes")), ArtifactStore(str(beside))

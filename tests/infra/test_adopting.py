@@ -307,6 +307,10 @@ BAD: dict[str, tuple[Spoil, str]] = {
         _another("expert.free", metrics=COSTS | {"train_tokens": float("inf")}),
         "metrics.train_tokens: inf",
     ),
+    "costs beyond every float": (
+        _another("expert.free", metrics=COSTS | {"train_tokens": 10**400}),
+        "metrics.train_tokens: 1000",
+    ),
     "a history that is none": (_another("expert.old", history='{"history": 7}'), "is no history of a training"),
 }
 """What: (how it is spoiled, words that must be in the answer). The folder is its own, or what is returned."""

@@ -11,9 +11,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from bam_core.protocols import Document
 from infra.quickstart import exercises, licences, python_text
@@ -169,6 +173,25 @@ def test_installing_an_unrelated_package_is_no_other_text(tmp_path):
     site_with(tmp_path, pytest=clause("other"))
     assert licences.licence_files(site, tmp_path) == files
     assert len(files) == 1
+
+
+def needed(name: str, extras: Collection[str] = (), seen: set[tuple[str, str]] | None = None) -> set[str]:
+    """What an installation of `name` brings, as the folders of its metadata are called."""
+    seen = set() if seen is None else seen
+    names = {re.sub(r"[-_.]+", "_", name).lower()}
+    with suppress(PackageNotFoundError):  # on this platform there is none
+        for line in requires(name) or []:
+            found = Requirement(line)
+            marks = [{"extra": extra} for extra in ("", *extras)]
+            if (found.marker is None or any(map(found.marker.evaluate, marks))) and (name, line) not in seen:
+                seen.add((name, line))
+                names |= needed(found.name, found.extras, seen)
+    return names
+
+
+def test_the_licences_are_those_of_packages_that_every_installation_has() -> None:
+    """Else `make test`, which installs more, would make the quickstart's law another text."""
+    assert set(licences.PACKAGES) <= needed("bam")
 
 
 def test_exercises_are_right_as_far_as_python_can_check():
