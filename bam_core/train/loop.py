@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
@@ -27,9 +27,11 @@ from bam_core.train.optim import Optimizer, learning_rate, master_dtype
 from bam_core.train.parallel import micro_batches_of_rank, rows_of_rank, sum_over_ranks
 from bam_core.train.routers import fade_router_biases, harden_attention, move_balance, noise_of_step
 from bam_core.train.saving import Checkpoints
-from bam_core.train.sharded import Weights, shard
 from bam_core.train.state import Progress, load_state
 from bam_core.train.step import ExtraLoss, accumulate_gradient
+
+if TYPE_CHECKING:
+    from bam_core.train.sharded import Weights
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 SPIKE_FACTOR = 2.0
@@ -139,6 +141,8 @@ def _place(model: LM, config: TrainConfig, worker: TrainWorker, pace: Pace, weig
     """Put the model where and how it is to run, and make its masters, which have the weights' every digit."""
     dtype = DTYPES[config.dtype]
     if pace.shards(worker.world_size):
+        from bam_core.train.sharded import shard  # torch's modules for it take a second to import
+
         shard(model, worker.world_size, worker.device, dtype, master_dtype(config), weights)
         optimizer = Optimizer(model, config)
     else:

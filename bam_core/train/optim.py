@@ -12,18 +12,25 @@ Invariant: the masters and moments are the truth; the working copies are their r
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import cos, pi
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.optim.adamw import adamw
 
 from bam_core.config import TrainConfig
 from bam_core.train.parts import lr_factor, part_of
-from bam_core.train.pieces import Piece, piece_of, whole
+from bam_core.train.pieces import Piece, is_sharded, piece_of, whole
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+EPS = 1e-8
+"""Of AdamW; the paper names none, this is the usual one."""
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -84,9 +91,8 @@ class FlatGroup:
         self._is_clear = False
 
     def take_gradients(self) -> list[Tensor]:
-        """Give each of `trained` its gradient; returns them."""
-        self.master.grad = self.gradient()
-        return [self.grad]
+        """Of each of `trained` its gradient."""
+        return [self.gradient()]
 
     def gradient(self) -> Tensor:
         """What has been accumulated: zero on a rank without rows."""
@@ -124,7 +130,7 @@ class ShardGroup:
         """Nothing to do: the backward pass has added the gradient of all ranks to each shard's, in float32."""
 
     def take_gradients(self) -> list[Tensor]:
-        """Give each of `trained` its gradient; returns them."""
+        """Of each of `trained` its gradient, which it also keeps, for the norm."""
         gradients = []
         for shard, param in zip(self.trained, self.params, strict=True):
             shard.grad = torch.zeros_like(shard) if param.grad is None else _sharded(param.grad).to_local()
@@ -148,8 +154,22 @@ class ShardGroup:
 
 
 def _sharded(tensor: Tensor) -> DTensor:
-    assert isinstance(tensor, DTensor), f"{type(tensor).__name__}, not a DTensor"
+    assert is_sharded(tensor), f"{type(tensor).__name__}, not a DTensor"
     return tensor
+
+
+@dataclass(frozen=True)
+class _State:
+    """What AdamW remembers of a tensor. step: how many it has seen; on the tensor's device, for the fused kernel."""
+
+    step: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _State:
+        step = torch.zeros((), dtype=torch.float32, device=tensor.device)
+        return cls(step, torch.zeros_like(tensor), torch.zeros_like(tensor))
 
 
 class Optimizer:
@@ -160,7 +180,7 @@ class Optimizer:
         sharded: list[tuple[str, nn.Parameter]] = []
         for name, param in model.named_parameters():
             if param.requires_grad:
-                (sharded if isinstance(param, DTensor) else held).append((name, param))
+                (sharded if is_sharded(param) else held).append((name, param))
         self.config = config
         self.flat = [FlatGroup(named, master_dtype(config)) for named in _groups(held, config)]
         self.sharded = [ShardGroup(named) for named in _groups(sharded, config)]
@@ -169,23 +189,9 @@ class Optimizer:
         self.start_biases = {
             name: param.detach().clone() for name, param in self.untrained.items() if name.endswith("router_bias")
         }
-        self._adamw = torch.optim.AdamW(
-            [
-                {
-                    "params": group.trained,
-                    "weight_decay": config.weight_decay if decays(group.names[0], group.params[0]) else 0.0,
-                    "part": part_of(group.names[0], group.params[0]),
-                }
-                for group in self.groups
-            ],
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            eps=1e-8,
-            fused=True,
-        )
-        for tensor in self._trained():
-            self._adamw.state[tensor] = {"step": torch.zeros((), dtype=torch.float32, device=tensor.device)}
-            self._adamw.state[tensor] |= {moment: torch.zeros_like(tensor) for moment in MOMENTS}
+        self._decay = [config.weight_decay if decays(group.names[0], group.params[0]) else 0.0 for group in self.groups]
+        self._parts = [part_of(group.names[0], group.params[0]) for group in self.groups]
+        self._states = [[_State.of(tensor) for tensor in group.trained] for group in self.groups]
 
     def gradients(self) -> list[Tensor]:
         """The flat master gradients, for a reduction over ranks; those of shards are reduced already."""
@@ -201,17 +207,36 @@ class Optimizer:
 
         number: of the step, from 0, which says what each part of a mixture makes of the rate.
         """
-        gradients = [grad for group in self.groups for grad in group.take_gradients()]
+        gradients = [group.take_gradients() for group in self.groups]
         norm = self._norm()
         factor = (self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0)
         if factor.is_cuda or factor != 1:  # to ask a GPU would be to wait for it
-            torch._foreach_mul_(gradients, factor)
-        for options in self._adamw.param_groups:
-            options["lr"] = lr * lr_factor(options["part"], number, self.config)
-        self._adamw.step()
+            torch._foreach_mul_([grad for of_group in gradients for grad in of_group], factor)
+        for i, part in enumerate(self._parts):
+            self._update(i, gradients[i], lr * lr_factor(part, number, self.config))
         for group in self.groups:
             group.refresh()
         return float(norm)
+
+    def _update(self, group: int, gradients: list[Tensor], lr: float) -> None:
+        """By torch's function: its class, which does the same, imports the compiler, two seconds for each process."""
+        states = self._states[group]
+        adamw(
+            self.groups[group].trained,
+            gradients,
+            [state.exp_avg for state in states],
+            [state.exp_avg_sq for state in states],
+            [],
+            [state.step for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=self.config.beta1,
+            beta2=self.config.beta2,
+            lr=lr,
+            weight_decay=self._decay[group],
+            eps=EPS,
+            maximize=False,
+        )
 
     def _norm(self) -> Tensor:
         """Of the whole gradient, the same on every rank: shards add up, what every rank holds counts once."""
@@ -237,10 +262,10 @@ class Optimizer:
     def pieces(self) -> dict[str, Piece]:
         """What this rank holds of masters, moments and what is not trained."""
         found: dict[str, Piece] = {}
-        for group in self.groups:
+        for group, states in zip(self.groups, self._states, strict=True):
             found |= {f"master.{name}": piece for name, piece in group.pieces(group.trained)}
             for moment in MOMENTS:
-                held = [self._adamw.state[tensor][moment] for tensor in group.trained]
+                held = [getattr(state, moment) for state in states]
                 found |= {f"{moment}.{name}": piece for name, piece in group.pieces(held)}
         found |= {f"untrained.{name}": whole(param.detach()) for name, param in self.untrained.items()}
         return found | {f"start.{name}": whole(start) for name, start in self.start_biases.items()}
@@ -248,14 +273,10 @@ class Optimizer:
     @torch.no_grad()
     def loaded(self, step: int) -> None:
         """Go on after `step` steps from what was written into `pieces`."""
-        for tensor in self._trained():
-            self._adamw.state[tensor]["step"].fill_(step)
-        for group in self.groups:
+        for group, states in zip(self.groups, self._states, strict=True):
+            for state in states:
+                state.step.fill_(step)
             group.refresh()
-
-    def _trained(self) -> Iterator[Tensor]:
-        for group in self.groups:
-            yield from group.trained
 
 
 def master_dtype(config: TrainConfig) -> torch.dtype:

@@ -9,17 +9,20 @@ beside a training step.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Box = tuple[int, ...]
 
@@ -37,8 +40,17 @@ def whole(tensor: Tensor) -> Piece:
     return Piece(tensor, (0,) * tensor.ndim, tuple(tensor.shape))
 
 
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether each rank holds a part. Where nothing was sharded the module of such tensors, a second of imports, is
+    not there to be asked."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def piece_of(tensor: DTensor) -> Piece:
     """This rank's shard of a tensor that is split along one dimension: equal parts, rounded up, the last ones short."""
+    from torch.distributed.tensor import Shard
+
     (placement,), mesh = tensor.placements, tensor.device_mesh
     assert isinstance(placement, Shard), placement
     size = tensor.shape[placement.dim]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,7 +28,6 @@ from bam_core.train.loop import Pace, train
 from bam_core.train.peak import forget_peak, peak_of_process
 from bam_core.train.saving import write_gathered
 from bam_core.train.search import with_values
-from bam_core.train.sharded import Weights
 from bam_core.train.state import Progress
 from pipelines.stages.cards import carrying, mixed_of, subject_of
 from pipelines.stages.feeding import cost_of_judging, data_path, feed
@@ -40,6 +39,9 @@ from pipelines.stages.teaching import (
     open_teacher,
     student_config,
 )
+
+if TYPE_CHECKING:
+    from bam_core.train.sharded import Weights
 
 HISTORY_FILE = "training.json"
 BEST_FILE = "best.json"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from itertools import pairwise
@@ -190,3 +192,17 @@ def test_published_balance_is_that_of_the_whole_batch(tmp_path: Path) -> None:
     ffn = [layer.ffn for layer in model(torch.from_numpy(RandomRows().batch(0, 8))[:, :-1]).routing]
     expected = load_balancing_loss([routing for routing in ffn if routing is not None]).item()
     assert figures[1]["load_balancing_loss"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_training_loads_neither_compiler_nor_sharding() -> None:
+    """They take three seconds of each process that starts, also of one that takes a killed worker's place."""
+    program = (
+        "import sys, tempfile; from pathlib import Path; from training_runs import *;"
+        "from bam_core.train.loop import Pace, train; worker = Worker(Path(tempfile.mkdtemp()));"
+        "train(fresh(DENSE), RandomRows(), PHASE, worker, Pace());"
+        "print({'torch._dynamo', 'torch.distributed.tensor', 'torch.distributed.fsdp', 'sympy'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+    )
+    assert done.stdout.strip() == "set()"
