@@ -3,9 +3,9 @@ and whether two nodes and S3 change a byte.
 
 overhead: the recipe in one process, each stage alone (that is its compute), then on an embedded Ray; wall time of the
 second over the sum of the first. goodput: the seed trained undisturbed, with a worker killed every so often, and
-undisturbed again; seconds of the first and last over those of the second, and whether the bytes are the same. nodes: the recipe on two raylets, of
-one CPU and of two, with a store on an S3 server; on which node each stage was trained, and whether every artifact has
-the bytes of one process (made anew, or those of `--beside STORE`).
+undisturbed again; seconds of the first and last over those of the second, and whether the bytes are the same. nodes:
+the recipe on two raylets, of one CPU and of two, with a store on an S3 server; on which node each stage was trained,
+and whether every artifact has the bytes of one process (made anew, or those of `--beside STORE`).
 
 Each is run once, by the command line that people use, from an empty store. The result is `.bench/cluster-*.json`.
 Nothing here is a test: no figure is asserted.
