@@ -56,7 +56,7 @@ class Figures:
 
     @property
     def steps(self) -> str:
-        if self.step is None:
+        if self.step is None or not (self.step or self.total_steps):  # a mixture is measured at step 0, of none
             return ""
         return f"{self.step:.0f}/{self.total_steps:.0f}" if self.total_steps else f"{self.step:.0f}"
 

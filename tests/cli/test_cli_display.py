@@ -15,7 +15,7 @@ from bam_core.graph.plan import Decision
 from bam_core.graph.stage import Pipeline, Stage
 from pipelines import runner
 from pipelines.attempt import StageEnd
-from pipelines.cli.display import LiveTable, PlainLines, fit, open_display
+from pipelines.cli.display import Figures, LiveTable, PlainLines, fit, open_display
 from pipelines.runner import PipelineRun, StageState, Task
 
 
@@ -255,3 +255,10 @@ def test_what_another_run_has_ended_is_no_longer_shown_as_running(
         ("running", "never made", 20),
         ("reused", "never made", 20),
     ]
+
+
+@pytest.mark.parametrize(
+    ("step", "total_steps", "shown"), [(None, 9, ""), (0, None, ""), (0, 9, "0/9"), (3, None, "3"), (3, 9, "3/9")]
+)
+def test_steps_are_shown_where_there_are_some(step: float | None, total_steps: float | None, shown: str) -> None:
+    assert Figures(step, total_steps).steps == shown
