@@ -17,6 +17,7 @@ from bam_core.graph.stage import Stage
 from bam_core.plugins import require_same
 from bam_core.protocols import Metrics, Place, Searcher, StageFunction, Tracker, Trainer
 from infra.devices import device_name
+from infra.leases import Watch
 from infra.live_log import LiveLog
 from infra.provenance import mask_text
 from infra.sources import TextSources
@@ -42,8 +43,15 @@ def _stage_tracker(settings: Settings, run_id: str | None) -> Tracker:
     return open_tracker(settings)
 
 
+@functools.lru_cache(maxsize=1)
+def _watch(store: str) -> Watch:
+    """One for all that this process tries: a lease is over once nobody has renewed it for its term under the same eyes,
+    and an attempt that finds it held does not stay to see that."""
+    return Watch()
+
+
 def _services(settings: Settings, tracking: Mapping[str, Any]) -> Services:
-    store = open_store(settings, working=True)
+    store = open_store(settings, working=True, watch=_watch(settings.store))
     tracker = _stage_tracker(settings, tracking.get("run_id"))
     return Services(
         store=store,

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 
 from bam_core.errors import UsageError
 from bam_core.protocols import Tracker
+from infra.leases import Watch
 from infra.mlflow_tracker import open_tracker as open_mlflow
 from infra.provenance import mask_text
 from infra.signing import Signer
@@ -27,13 +28,13 @@ class Settings:
     verbose: bool = False
 
 
-def open_store(settings: Settings, *, working: bool = False) -> ArtifactStore:
+def open_store(settings: Settings, *, working: bool = False, watch: Watch | None = None) -> ArtifactStore:
     """working: artifacts are to be made, which is worth waiting for, should a remote store be away for a while; they
-    are signed, if there is a key. Raises UsageError if that is none."""
+    are signed, if there is a key. watch: what is known of leases. Raises UsageError if the key is none."""
     require_store_uri(settings.store)
     if not working:
         return ArtifactStore(settings.store, patience_s=LOOK_PATIENCE_S)
-    return ArtifactStore(settings.store, patience_s=PATIENCE_S, signer=Signer.from_environment())
+    return ArtifactStore(settings.store, patience_s=PATIENCE_S, signer=Signer.from_environment(), watch=watch)
 
 
 def open_tracker(settings: Settings, warn: Callable[[str], None] | None = None) -> Tracker:
