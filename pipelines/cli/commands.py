@@ -74,19 +74,20 @@ class Commands(Command, click.Group):
         return super().resolve_command(context, args)
 
     def list_commands(self, context: click.Context) -> list[str]:
-        first = [name for names in self.sections.values() for name in names if name in self.commands]
-        return [*first, *(name for name in self.commands if name not in first)]
+        return [name for names in self._by_section().values() for name in names]
+
+    def _by_section(self) -> dict[str, list[str]]:
+        """Those that are there; what is in no section comes last."""
+        found = {title: [name for name in names if name in self.commands] for title, names in self.sections.items()}
+        listed = {name for names in found.values() for name in names}
+        return {**found, "Commands": [name for name in self.commands if name not in listed]}
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """A list for each section, what is in none of them last; the first sentence of each command, whole."""
-        rows = {
-            name: self.commands[name].get_short_help_str(limit=1000)
-            for name in self.list_commands(ctx)
-            if not self.commands[name].hidden
-        }
-        width = max(map(len, rows), default=0)
-        listed = {name for names in self.sections.values() for name in names}
-        for title, names in {**self.sections, "Commands": [name for name in rows if name not in listed]}.items():
-            if lines := [(f"{name:<{width}}", rows[name]) for name in names if name in rows]:
+        """A list for each section; the first sentence of each command, whole."""
+        shown = {name: command for name, command in self.commands.items() if not command.hidden}
+        width = max(map(len, shown), default=0)
+        for title, names in self._by_section().items():
+            rows = [(f"{name:<{width}}", shown[name].get_short_help_str(limit=1000)) for name in names if name in shown]
+            if rows:
                 with formatter.section(title):
-                    formatter.write_dl(lines)
+                    formatter.write_dl(rows)

@@ -195,7 +195,7 @@ def test_published_balance_is_that_of_the_whole_batch(tmp_path: Path) -> None:
 
 
 def test_a_training_loads_neither_compiler_nor_sharding() -> None:
-    """They take three seconds of each process that starts, also of one that takes a killed worker's place."""
+    """They take seconds of each process that starts, also of one that takes a killed worker's place."""
     program = (
         "import sys, tempfile; from pathlib import Path; from training_runs import *;"
         "from bam_core.train.loop import Pace, train; worker = Worker(Path(tempfile.mkdtemp()));"
