@@ -17,7 +17,7 @@ import pytest
 
 from bam_core.errors import LeaseHeld, StoreError
 from infra import leases
-from infra.leases import Claim, Watch
+from infra.leases import Claim, HeldLease, Watch
 from infra.storage import Storage
 from infra.store import ArtifactStore
 
@@ -37,6 +37,23 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+@pytest.fixture(autouse=True)
+def owners_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """With their test. One that went on renewing met the outages of later tests and counted among their callers."""
+    held: list[HeldLease] = []
+    begin = HeldLease.__init__
+
+    def recorded(lease: HeldLease, *args: Any) -> None:
+        held.append(lease)
+        begin(lease, *args)
+
+    monkeypatch.setattr(HeldLease, "__init__", recorded)
+    yield
+    for lease in held:
+        lease._released.set()
+        lease._thread.join()
 
 
 @pytest.fixture(params=["local", "memory", "s3"])

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,6 +34,29 @@ def uri(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def store(uri: str) -> ArtifactStore:
     return ArtifactStore(uri)
+
+
+class Clock:
+    """Of the waiting of one thread alone: to connect takes no time of it, and a lease's thread has its own."""
+
+    def __init__(self) -> None:
+        self.now, self._thread = 0.0, threading.get_ident()
+
+    def monotonic(self) -> float:
+        return self.now if threading.get_ident() == self._thread else time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        if threading.get_ident() == self._thread:
+            self.now += seconds
+        else:
+            time.sleep(seconds)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(patience, "time", made)
+    return made
 
 
 def faults(s3: S3Server) -> list[str]:
@@ -102,19 +124,16 @@ def test_twenty_seconds_away_are_survived(s3: S3Server, store: ArtifactStore) ->
     lease.release()
 
 
-def test_away_for_good_is_one_error_within_a_bound(s3: S3Server, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two callers wait out one outage together, and those that come later do not wait for it again."""
-    now = [0.0]  # of waiting alone: on a busy machine a connection that is refused takes seconds
-    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
-    monkeypatch.setattr(patience, "time", clock)
+def test_away_for_good_is_one_error_within_a_bound(s3: S3Server, uri: str, clock: Clock) -> None:
+    """One caller waits out the outage, and those that come later do not wait for it again."""
     store = ArtifactStore(uri, patience_s=1.0)
     commit(store)
     s3.offline()
     with pytest.raises(StoreError, match=r"cannot read: Could not connect.*check --store, its credentials") as caught:
         store.record("expert.law", KEY)
     assert caught.value.exit_code == 2
-    assert 1.0 <= now[0] <= 2.0
-    now[0] += 0.1
+    assert 1.0 <= clock.now <= 2.0
+    clock.now += 0.1
     tried: list[int] = []
     real = store.storage.fs.cat_file
     store.storage.fs.cat_file = lambda *args, **options: (tried.append(1), real(*args, **options))[1]
@@ -126,39 +145,34 @@ def test_away_for_good_is_one_error_within_a_bound(s3: S3Server, uri: str, monke
     assert store.record("expert.law", KEY) is not None
 
 
-def test_a_new_outage_is_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(patience.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(patience.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+def test_a_new_outage_is_waited_for_again(clock: Clock) -> None:
     waits = Patience(10.0)
 
     def away() -> None:
         raise TimeoutError
 
     def lasting() -> float:
-        began = now[0]
+        began = clock.now
         with pytest.raises(TimeoutError):
             waits.call(away)
-        return now[0] - began
+        return clock.now - began
 
     assert 10 <= lasting() <= 15
-    now[0] += 1
+    clock.now += 1
     assert lasting() == 0, "the same outage"
-    now[0] += 3600
+    clock.now += 3600
     assert 10 <= lasting() <= 15, "an hour later it is another"
     with pytest.raises(ZeroDivisionError):
         waits.call(lambda: 1 / 0)
     assert 10 <= lasting() <= 15, "an answer ended it"
 
 
-def test_a_call_that_is_slow_to_fail_is_tried_three_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, tries = [0.0], []
-    monkeypatch.setattr(patience.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(patience.time, "sleep", lambda seconds: None)
+def test_a_call_that_is_slow_to_fail_is_tried_three_times(clock: Clock) -> None:
+    tries = []
 
     def slow() -> str:
         tries.append(1)
-        now[0] += 600
+        clock.now += 600
         if len(tries) < 3:
             raise ConnectionResetError
         return "sent"
