@@ -1,7 +1,8 @@
 """MLflow as a view for people, told while a pipeline runs: implements `protocols.Tracker` on `infra.mlflow_view`.
 
 Invariants: no method of the port raises - the first failure warns once, then this process leaves MLflow
-alone; nothing here decides reuse.
+alone; nothing here decides reuse. A server that is being started again is no failure yet: points that it
+misses are written when their stage ends, and what must be told waits for it a while.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from infra import mlflow_runs as runs
 from infra.adopting import foreign_records
 from infra.ancestry import Ancestry, in_storage
 from infra.mlflow_catalog import Catalog
-from infra.mlflow_connect import absolute_tracking_uri, connect, default_tracking_uri, local_path
+from infra.mlflow_connect import absolute_tracking_uri, connect, default_tracking_uri, local_path, sqlite_file
 from infra.mlflow_view import ERROR, RUN_STATUS, ForeignOf, Handle, View
 from infra.provenance import capture, mask_text
 from infra.store import ArtifactStore
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 WarningsSink = Callable[[str], None]
 Result = TypeVar("Result")
+
+AWAY_S, LOOK_EVERY_S = 20.0, 0.5
+"""For how long a server that was there is waited for, and how often it is asked."""
 
 _log_warning: WarningsSink = logging.getLogger("bam.mlflow").warning
 
@@ -91,6 +95,15 @@ def _never_raises(nothing: Callable[[], Any]) -> Callable[[Callable[..., Result]
     return decorate
 
 
+def _is_cut(error: BaseException | None) -> bool:
+    """Whether nothing listened, or it went away while it was asked: so it is while a server is started again."""
+    while error is not None:
+        if isinstance(error, ConnectionRefusedError | ConnectionResetError | BrokenPipeError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 class MlflowTracker:
     """`protocols.Tracker` on an MLflow server or SQLite file. Picklable; safe to use from several threads.
 
@@ -118,6 +131,7 @@ class MlflowTracker:
 
     @_never_raises(lambda: None)
     def end_pipeline(self, handle: Handle, status: str) -> None:
+        self._await_server()
         run_id = handle["run_id"]
         for left in self.live.catalog.nested_in(run_id):
             if left.status == "RUNNING":
@@ -133,6 +147,7 @@ class MlflowTracker:
 
     @_never_raises(dict)
     def start_stage(self, parent: Handle, stage: Stage, key: str, inputs: Mapping[str, Record]) -> Handle:
+        self._await_server()
         refs = {role: record.ref for role, record in inputs.items()}
         handle = self.live.open_stage(parent, stage, key, refs, time.time())
         watching = SystemMetrics(functools.partial(self.log, handle), handle["started"])
@@ -143,16 +158,22 @@ class MlflowTracker:
 
     @_never_raises(lambda: None)
     def log(self, handle: Handle, step: int, metrics: Metrics) -> None:
-        runs.log_metrics(self.client, handle["run_id"], metrics, step)
+        try:
+            runs.log_metrics(self.client, handle["run_id"], metrics, step)
+        except Exception as error:
+            if not _is_cut(error):
+                raise
 
     @_never_raises(dict)
     def end_stage(self, handle: Handle, record: Record, folder: Path) -> Mapping[str, Any]:
         self._unwatch(handle)
+        self._await_server()
         return self.live.close_stage(handle, record, folder)
 
     @_never_raises(lambda: None)
     def fail_stage(self, handle: Handle, error: str) -> None:
         self._unwatch(handle)
+        self._await_server()
         runs.set_tags(self.client, handle["run_id"], {ERROR: mask_text(error)})
         self.client.set_terminated(handle["run_id"], "FAILED")
 
@@ -166,6 +187,18 @@ class MlflowTracker:
                 f"MLflow at {mask_text(self.tracking_uri)} is unavailable, so this run goes on untracked: "
                 f"{mask_text(reason)[:300]} (`bam lineage sync` fills it in later)"
             )
+
+    def _await_server(self) -> None:
+        """Until it listens, for at most `AWAY_S`. Raises what was met last; a database file is not asked."""
+        end = time.monotonic() + AWAY_S
+        while sqlite_file(self.tracking_uri) is None:
+            try:
+                self.client.search_experiments(max_results=1)
+                return
+            except Exception as error:
+                if not _is_cut(error) or time.monotonic() >= end:
+                    raise
+            time.sleep(LOOK_EVERY_S)
 
     def _unwatch(self, handle: Handle) -> None:
         with self._lock:

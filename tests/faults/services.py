@@ -95,7 +95,7 @@ def mlflow_restarted(lab: Lab) -> None:
     server.start()
     lab.go()
     lab.must_end_well(process)
-    assert "unavailable" not in process.out + process.err
+    assert "unavailable" not in process.out + process.err, process.out + process.err
     _require_whole_view(lab)
 
 

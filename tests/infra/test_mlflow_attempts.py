@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from bam_core.graph.record import Record
+from infra import mlflow_tracker
 from infra.mlflow_tracker import MlflowTracker, NullTracker, open_tracker
 from tests.infra.mlflow_pipeline import (
+    HISTORY,
     MLFLOW_WARNINGS,
     RECIPE,
     TinyPipeline,
@@ -24,6 +27,7 @@ from tests.infra.mlflow_pipeline import (
     key_of,
     model_files,
     stage_of,
+    stages,
 )
 
 pytestmark = MLFLOW_WARNINGS
@@ -174,6 +178,73 @@ def test_a_server_that_is_down(tmp_path: Path) -> None:
     assert "pw" not in warnings[0]
     there = pickle.loads(pickle.dumps(tracker))
     assert there.is_down
+
+
+class Away:
+    """A client whose server is being started again; waiting lasts no longer than `turns` looks."""
+
+    def __init__(self, client: Any) -> None:
+        self.client, self.turns = client, 0
+
+    def __getattr__(self, name: str) -> Any:
+        if self.turns and name == "search_experiments":
+            self.turns -= 1
+        if self.turns:
+            return self._refused
+        return getattr(self.client, name)
+
+    def _refused(self, *args: Any, **options: Any) -> None:
+        try:
+            raise ConnectionRefusedError(111, "Connection refused")
+        except ConnectionRefusedError:
+            raise MlflowException("API request failed: Max retries exceeded")  # noqa: B904 - as MLflow does
+
+
+@pytest.fixture
+def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[MlflowTracker, Away, list[str]]:
+    monkeypatch.setattr(mlflow_tracker, "LOOK_EVERY_S", 0.0)
+    warnings: list[str] = []
+    tracker = fresh_tracker(tmp_path, warnings.append)
+    client = Away(tracker.client)
+    tracker._client = client  # type: ignore[assignment]
+    tracker.tracking_uri = "http://127.0.0.1:9"  # only a server is waited for
+    return tracker, client, warnings
+
+
+def test_a_server_that_is_started_again(away: tuple[MlflowTracker, Away, list[str]], tmp_path: Path) -> None:
+    """What must be told waits for it; points that it missed are written when their stage ends."""
+    tracker, server, warnings = away
+    pipeline, handle = TinyPipeline(tmp_path), dict(tracker.start_pipeline("tiny", "one", RECIPE))
+    server.turns = 3
+    [(files, metrics)] = [(files, metrics) for stage, files, metrics in stages() if stage.name == "seed"]
+    begun = dict(tracker.start_stage(handle, SEED, key_of("seed"), {}))
+    for row in HISTORY:
+        server.turns = 0 if row["step"] < 4 else 5
+        tracker.log(begun, row["step"], {"loss": row["loss"]})
+    record = pipeline.write(SEED, files, metrics)
+    assert tracker.end_stage(begun, record, pipeline.folder(record))["run_id"] == begun["run_id"]
+    server.turns = 4
+    tracker.end_pipeline(handle, "done")
+    told = server.client.get_metric_history(begun["run_id"], "loss")
+    assert {point.step for point in told} == {row["step"] for row in HISTORY}
+    assert server.client.get_run(handle["run_id"]).info.status == "FINISHED"
+    assert warnings == []
+
+
+def test_a_server_that_does_not_come_back(
+    away: tuple[MlflowTracker, Away, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is waited for once, and never before the first call, which finds out whether there is one."""
+    tracker, server, warnings = away
+    handle = dict(tracker.start_pipeline("tiny", "one", RECIPE))
+    server.turns = 10**9
+    monkeypatch.setattr(mlflow_tracker, "AWAY_S", 0.2)
+    assert tracker.start_stage(handle, SEED, key_of("seed"), {}) == {}
+    assert [warning.count("is unavailable, so this run goes on untracked") for warning in warnings] == [1]
+    looks = server.turns
+    assert looks < 10**9 - 10
+    tracker.end_pipeline(handle, "done")
+    assert server.turns == looks
 
 
 def test_a_database_that_is_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
