@@ -21,6 +21,9 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
+INTERRUPTED = 130
+"""The exit status after ctrl-C or SIGTERM: no error, since the same command continues."""
+
 _USERINFO = re.compile(r"//[^/\s@'\"]+@")
 
 

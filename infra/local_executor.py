@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bam_core.errors import UsageError
+from bam_core.errors import INTERRUPTED, UsageError
 from bam_core.graph.stage import Resources, Stage
 from bam_core.protocols import Metrics, Place, TrainLoop
 from infra.devices import device_name
@@ -25,8 +25,6 @@ from infra.storage import sync
 
 logger = logging.getLogger(__name__)
 
-INTERRUPTED = 130
-"""The exit status of a process that ends before its tasks do."""
 CHECKPOINTS_KEPT = 2
 """The newest, and one before it in case the newest is lost."""
 

@@ -19,14 +19,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from bam_core.errors import BamError, UsageError
+from bam_core.errors import INTERRUPTED, BamError, UsageError
 from pipelines.cli.commands import Commands
 from pipelines.cli.sections import SECTIONS
 
 if TYPE_CHECKING:
     from pipelines.wiring import Settings
-
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import shutil
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bam_core.errors import ArtifactDamaged
@@ -16,6 +11,7 @@ from bam_core.graph.stage import StageName, kind_of
 from bam_core.graph.words import listed
 from pipelines.cli import text
 from pipelines.cli.app import Session
+from pipelines.cli.options import typed
 from pipelines.cli.tables import perplexity_text
 
 if TYPE_CHECKING:
@@ -61,20 +57,11 @@ def _there(result: RunResult) -> list[StageResult]:
 def next_text(session: Session, result: RunResult, rest: str | None) -> str:
     """The commands that one would want now, each with what it does. rest: the one that makes what is left, if any."""
     rows = [*([(rest, "all else that the recipe describes")] if rest else []), *_asked(session, result)][:N_NEXT]
-    rows = [(f"{_program()}{command.removeprefix('bam')}", words) for command, words in rows]
     width = max(len(command) for command, _ in rows)
     lines = [f"  {command:<{width}}  # {words}" for command, words in rows]
     if max(map(len, lines)) > (text.columns() or PIPED):
         lines = [f"  {command}" for command, _ in rows]
     return "\n".join(["Next:", *lines])
-
-
-def _program() -> str:
-    """`bam`, or where it is: after `make run`, the shell has not heard of the environment that was made."""
-    own = Path(sys.argv[0])
-    if own.name != "bam" or shutil.which("bam") is not None:
-        return "bam"
-    return shlex.quote(os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own))
 
 
 def _asked(session: Session, result: RunResult) -> list[tuple[str, str]]:
@@ -103,11 +90,11 @@ def _best_model(names: Sequence[str], perplexity: Mapping[str, Any] | None) -> s
 
 
 def _command(session: Session, *words: str, tracking: bool = False) -> str:
-    """As it can be typed here, with the store that was typed."""
-    typed = session.typed or {}
-    wanted = {"--store": typed.get("store"), "--tracking-uri": typed.get("tracking_uri") if tracking else None}
+    """With the store that was typed."""
+    given = session.typed or {}
+    wanted = {"--store": given.get("store"), "--tracking-uri": given.get("tracking_uri") if tracking else None}
     places = [word for option, value in wanted.items() if value and "@" not in value for word in (option, value)]
-    return shlex.join(["bam", *words, *places])
+    return typed(["bam", *words, *places])
 
 
 def failures(result: RunResult) -> list[str]:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from bam_core.errors import INTERRUPTED
 from bam_core.graph.key import key12
 from pipelines.cli import completing, text
-from pipelines.cli.app import INTERRUPTED, Session, with_session
+from pipelines.cli.app import Session, with_session
 from pipelines.cli.commands import Command, Commands
 from pipelines.cli.units import IntRange
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bam_core.errors import INTERRUPTED
 from bam_core.graph.key import key12
 from pipelines.cli import text
-from pipelines.cli.app import INTERRUPTED, Session, with_session
+from pipelines.cli.app import Session, with_session
 from pipelines.cli.commands import Command
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bam_core.errors import UsageError
+from bam_core.errors import INTERRUPTED, UsageError
 from bam_core.graph.select import Selection
 from pipelines.cli import completing, text
 from pipelines.cli import options as shared
-from pipelines.cli.app import INTERRUPTED, Session, with_session
+from pipelines.cli.app import Session, with_session
 from pipelines.cli.commands import Command
 
 if TYPE_CHECKING:

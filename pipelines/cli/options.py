@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -44,6 +47,16 @@ def look(asked: Asked, seed: Checkpoint | None) -> Checkpoint:
     return look(asked, seed)
 
 
+def typed(words: Sequence[str]) -> str:
+    """A command as it can be typed here: `bam`, or where that is, since after `make run` the shell has not heard of the
+    environment that was made."""
+    own = Path(sys.argv[0])
+    if own.name != "bam" or shutil.which("bam") is not None:
+        return shlex.join(words)
+    place = os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own)
+    return shlex.join([place, *words[1:]])
+
+
 def words_of(options: Options) -> list[str]:
     """`{"--only": ["a", "b"], "--with-deps": True}` -> `--only a --only b --with-deps`."""
     words: list[str] = []
@@ -67,4 +80,4 @@ def continuing(name: str, arguments: Sequence[str], options: Options, session: S
 
     if submitted := os.environ.get(CONTINUES):
         return shlex.join([*shlex.split(submitted), *words_of({"--force": options.get("--force", ())})])
-    return shlex.join(command(name, arguments, options, session))
+    return typed(command(name, arguments, options, session))

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bam_core.errors import InvalidInput, Problem, UsageError
+from bam_core.errors import INTERRUPTED, InvalidInput, Problem, UsageError
 from bam_core.graph.select import Selection
 from pipelines.cli import completing, jobs
 from pipelines.cli import options as shared
-from pipelines.cli.app import INTERRUPTED, Session, with_session
+from pipelines.cli.app import Session, with_session
 from pipelines.cli.commands import Command
 from pipelines.cli.ending import failures, next_text, result_text
 from pipelines.cli.forecasts import comparison_text, forecast_text

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
-from bam_core.errors import ArtifactDamaged, LeaseHeld, StoreError, UsageError, nearest
+from bam_core.errors import INTERRUPTED, ArtifactDamaged, LeaseHeld, StoreError, UsageError, nearest
 from bam_core.graph.key import input_keys, stage_key, stage_payload
 from bam_core.graph.plan import Decision, rebuilt_input
 from bam_core.graph.record import Record
@@ -36,8 +36,6 @@ from pipelines.wiring.planning import Plan, make_plan, text_digests
 from pipelines.wiring.services import run_job
 from pipelines.wiring.settings import Settings, open_store, open_tracker
 
-INTERRUPTED = 130
-"""The exit status after a second ctrl-C, as after one."""
 EDITS = "edits"
 """The pipeline of stages that no recipe names."""
 

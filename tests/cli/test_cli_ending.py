@@ -10,6 +10,7 @@ import pytest
 from infra.store import ArtifactStore
 from pipelines.cli.app import Session
 from pipelines.cli.ending import next_text, result_text
+from pipelines.cli.options import continuing
 from pipelines.runner import RunResult, StageResult
 from tests.infra.model_store import made
 
@@ -101,7 +102,8 @@ def test_a_shell_that_does_not_know_bam_is_told_where_it_is(
 ) -> None:
     monkeypatch.setenv("PATH", str(here))
     monkeypatch.setattr("sys.argv", [typed.replace("HERE", str(Path.cwd()))])
-    shown = next_text(Session(), ended(stage("data.law")), "bam run quickstart")
+    rest = continuing("run", ["quickstart"], {}, Session())
+    shown = next_text(Session(), ended(stage("data.law")), rest)
     assert commands(shown) == [f"{program} run quickstart", f"{program} show data.law", f"{program} ls"]
     (here / "bam").touch(mode=0o755)
     assert commands(next_text(Session(), ended(), None)) == ["bam ls", "bam runs"]
