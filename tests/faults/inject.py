@@ -15,6 +15,7 @@ import json
 import os
 import resource
 import signal
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +34,7 @@ def install(loop: ModuleType, folder: Path) -> None:
 
     def noted(model: Any, optimizer: Any, rows: Any, config: Any, *rest: Any, **named: Any) -> Any:
         done[0] += 1
+        _await_checkpoint(folder, done[0])
         planned = _take(folder, done[0])
         if planned == "hold":
             _hold(folder)
@@ -41,8 +43,6 @@ def install(loop: ModuleType, folder: Path) -> None:
         elif planned == "memory":
             _use_up_memory()
         sums = step(model, optimizer, rows, config, *rest, **named)
-        if planned == "nan":
-            sums.scalars.fill_(float("nan"))
         if planned == "nan":
             sums.scalars.fill_(float("nan"))
             return sums
@@ -54,6 +54,16 @@ def install(loop: ModuleType, folder: Path) -> None:
         return sums
 
     loop.accumulate_gradient = noted  # type: ignore[attr-defined]
+
+
+def _await_checkpoint(folder: Path, n: int) -> None:
+    """Two steps of a tiny model are done before a file is on the disk: the step before the planned one waits for it,
+    and publishes it."""
+    with suppress(FileNotFoundError):
+        if n == json.loads((folder / "plan.json").read_text())["at"] - 1:
+            for thread in threading.enumerate():
+                if thread.name.startswith("checkpoint of step"):
+                    thread.join()
 
 
 def _take(folder: Path, n: int) -> str:
