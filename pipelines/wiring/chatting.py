@@ -10,7 +10,7 @@ from bam_core.errors import UsageError
 from bam_core.seeds import child_seed
 from pipelines.wiring.exporting import tokenizer_settings
 from pipelines.wiring.looking import require_tokenizer
-from pipelines.wiring.origins import known_records, model_record, name_of, readable_folder
+from pipelines.wiring.origins import known_records, model_record, name_of, whole_folder
 from pipelines.wiring.settings import Settings, open_store
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def open_chat(
     store = open_store(settings)
     known = known_records(store)
     record = model_record(ref, known)
-    folder = readable_folder(store, record)
+    folder = whole_folder(store, record)
     require_tokenizer(name_of(record.ref), folder)
     from bam_core.checkpoint import load_model
     from bam_core.nn.generate import check_sampling

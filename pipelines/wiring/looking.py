@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bam_core.errors import UsageError
 from bam_core.graph import refs
-from pipelines.wiring.origins import name_of, readable_folder
+from pipelines.wiring.origins import name_of, whole_folder
 from pipelines.wiring.settings import Settings, open_store
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def model_folder(ref: str, settings: Settings) -> tuple[str, Path]:
     record = refs.resolve(ref, store.records())
     if not any(output.path == "config.json" for output in record.outputs):
         raise UsageError(f"{ref}: {record.stage} makes no model; try one of seed, expert.*, train.*")
-    return name_of(record.ref), readable_folder(store, record)
+    return name_of(record.ref), whole_folder(store, record)
 
 
 def reading_folder(ref: str, settings: Settings) -> tuple[str, Path]:

@@ -75,16 +75,10 @@ def upstream(record: Record, known: Known) -> list[Record]:
 
 
 def whole_folder(store: ArtifactStore, record: Record) -> Path:
-    """The artifact's folder, if all in it is as recorded."""
-    if faults := store.verify(record):
+    """The artifact's folder, if all in it is as recorded. A remote store's files were hashed as they arrived."""
+    if store.storage.is_local and (faults := store.verify(record)):
         raise ArtifactDamaged(f"{name_of(record.ref)}: {faults[0]}")
     return store.localize(record)
-
-
-def readable_folder(store: ArtifactStore, record: Record) -> Path:
-    """As `whole_folder`, for what is read here: a remote store's files are hashed as they arrive, and never fetched
-    again for that."""
-    return whole_folder(store, record) if store.storage.is_local else store.localize(record)
 
 
 def name_of(ref: InputRef | None) -> str:

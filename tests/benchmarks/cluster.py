@@ -2,9 +2,9 @@
 and whether two nodes and S3 change a byte.
 
 overhead: the recipe in one process, each stage alone (that is its compute), then on an embedded Ray; wall time of the
-second over the sum of the first. goodput: the seed trained undisturbed, with a worker killed every so often, and
-undisturbed again; seconds of the first and last over those of the second, and whether the bytes are the same. nodes:
-the recipe on two raylets, of one CPU and of two, with a store on an S3 server; on which node each stage was trained,
+second over the sum of the first. goodput: the seed trained with a worker killed every so often; what of its time was
+not lost by that, from the steps that it told. Undisturbed before and after (not with `--alone`), since a machine's
+speed drifts: seconds of these over those, and whether the bytes are the same. nodes: the recipe on two raylets, of one CPU and of two, with a store on an S3 server; on which node each stage was trained,
 and whether every artifact has the bytes of one process (made anew, or those of `--beside STORE`).
 
 Each is run once, by the command line that people use, from an empty store. The result is `.bench/cluster-*.json`.
@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -120,34 +121,68 @@ def goodput(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     words = [options.recipe, "--set", f"phases.seed.tokens={options.tokens}", *options.words, "--until"]
     Run(folder / "start", "local", [*words, "data.general"]).result()
     seconds, made = {}, {}
-    kills: list[float] = []
-    for name in ("before", "disturbed", "after"):  # on both sides, since a machine's speed drifts
+    watch = _Killing(options.every)
+    for name in ("disturbed",) if options.alone else ("before", "disturbed", "after"):  # a machine's speed drifts
         shutil.copytree(folder / "start", folder / name)
         run = Run(folder / name, "ray", [*words, "seed"])
         if name == "disturbed":
-            threading.Thread(target=_kill_every, args=(run, options.every, kills), daemon=True).start()
+            threading.Thread(target=watch, args=(run, folder / name), daemon=True).start()
         [seed] = [stage for stage in run.result()["stages"] if stage["stage"] == "seed"]
         seconds[name] = seed["seconds"]
         made[name] = json.loads((Path(seed["artifact"]) / "record.json").read_text())["digest"]
-    undisturbed = (seconds["before"] + seconds["after"]) / 2
-    share = undisturbed / seconds["disturbed"]
-    each = (seconds["disturbed"] - undisturbed) / max(1, len(kills))
-    same = len(set(made.values())) == 1
-    print(f"undisturbed {seconds['before']:.1f} s before and {seconds['after']:.1f} s after")
-    print(f"{len(kills)} workers killed {seconds['disturbed']:.1f} s")
-    print(f"goodput {share:.3f}; each loss costs {each:.1f} s; bytes {'identical' if same else 'DIFFER'}")
-    return {"seconds": seconds, "kills_at_s": kills, "goodput": share, "s_per_kill": each, "identical": same}
+    lost = watch.lost_s()
+    share = 1 - sum(lost) / seconds["disturbed"]
+    print(
+        f"{len(watch.kills)} workers killed in {seconds['disturbed']:.1f} s; each cost {', '.join(map('{:.1f}'.format, lost))} s"
+    )
+    print(f"goodput {share:.3f}")
+    found = {"seconds": seconds, "kills_at": watch.kills, "lost_s": lost, "goodput": share}
+    if options.alone:
+        return found
+    same, undisturbed = len(set(made.values())) == 1, (seconds["before"] + seconds["after"]) / 2
+    print(f"undisturbed {seconds['before']:.1f} s before and {seconds['after']:.1f} s after: their mean over it is")
+    print(f"{undisturbed / seconds['disturbed']:.3f}; bytes {'identical' if same else 'DIFFER'}")
+    return {**found, "goodput_by_wall_time": undisturbed / seconds["disturbed"], "identical": same}
 
 
-def _kill_every(run: Run, every_s: float, kills: list[float]) -> None:
-    while not run.workers():
-        time.sleep(LOOK_EVERY_S)
-    while run.process.poll() is None:
-        time.sleep(every_s)
-        for worker in run.workers()[:1]:
-            with suppress(psutil.NoSuchProcess):
-                worker.kill()
-                kills.append(round(time.monotonic() - run.started, 1))
+class _Killing:
+    """Kills a worker of a run every so often, and reads how far its training is."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self.kills: list[float] = []
+        self._seen: dict[float, dict[str, Any]] = {}
+
+    def __call__(self, run: Run, store: Path) -> None:
+        while not run.workers():
+            time.sleep(LOOK_EVERY_S)
+        due = time.monotonic() + self._every_s
+        while run.process.poll() is None:
+            for file in store.glob("artifacts/seed/*/attempts/*/progress.json"):
+                with suppress(OSError, ValueError):  # just replaced
+                    progress = json.loads(file.read_text())
+                    self._seen[progress["at"]] = progress
+            if time.monotonic() >= due:
+                due += self._every_s
+                for worker in run.workers()[:1]:
+                    with suppress(psutil.NoSuchProcess):
+                        worker.kill()
+                        self.kills.append(time.time())
+            time.sleep(0.2)
+
+    def lost_s(self) -> list[float]:
+        """Of each kill: from the last step told before it to the first new one after it, less what the steps between
+        take by the median speed of the run."""
+        seen = [self._seen[at] for at in sorted(self._seen)]
+        step_s = statistics.median(one["tokens"] / one["step"] / one["tokens_per_s"] for one in seen)
+        lost = []
+        for kill in self.kills:
+            last = max((one for one in seen if one["at"] <= kill), key=lambda one: one["step"])
+            for one in seen:
+                if one["at"] > kill and one["step"] > last["step"]:
+                    lost.append(round(one["at"] - last["at"] - (one["step"] - last["step"]) * step_s, 1))
+                    break
+        return lost
 
 
 def nodes(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -191,6 +226,7 @@ def main() -> None:
     parser.add_argument("recipe", nargs="?", default="quickstart")
     parser.add_argument("--tokens", default="8M", help="goodput: of the seed; 8M take about ten minutes on two cores")
     parser.add_argument("--every", type=float, default=60.0, help="goodput: seconds from one kill to the next")
+    parser.add_argument("--alone", action="store_true", help="goodput: without the undisturbed runs")
     parser.add_argument("--beside", type=Path, help="nodes: a store that holds what one process made of the recipe")
     parser.add_argument("--out", type=Path, default=OUT)
     options, options.words = parser.parse_known_args()
