@@ -4,8 +4,9 @@ and whether two nodes and S3 change a byte.
 overhead: the recipe in one process, each stage alone (that is its compute), then on an embedded Ray; wall time of the
 second over the sum of the first. goodput: the seed trained with a worker killed every so often; what of its time was
 not lost by that, from the steps that it told. Undisturbed before and after (not with `--alone`), since a machine's
-speed drifts: seconds of these over those, and whether the bytes are the same. nodes: the recipe on two raylets, of one CPU and of two, with a store on an S3 server; on which node each stage was trained,
-and whether every artifact has the bytes of one process (made anew, or those of `--beside STORE`).
+speed drifts: seconds of these over those, and whether the bytes are the same. nodes: the recipe on two raylets, of one
+CPU and of two, with a store on an S3 server; on which node each stage was trained, and whether every artifact has the
+bytes of one process (made anew, or those of `--beside STORE`).
 
 Each is run once, by the command line that people use, from an empty store. The result is `.bench/cluster-*.json`.
 Nothing here is a test: no figure is asserted.
@@ -132,9 +133,7 @@ def goodput(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         made[name] = json.loads((Path(seed["artifact"]) / "record.json").read_text())["digest"]
     lost = watch.lost_s()
     share = 1 - sum(lost) / seconds["disturbed"]
-    print(
-        f"{len(watch.kills)} workers killed in {seconds['disturbed']:.1f} s; each cost {', '.join(map('{:.1f}'.format, lost))} s"
-    )
+    print(f"{len(watch.kills)} workers killed in {seconds['disturbed']:.1f} s; each cost, in s: {lost}")
     print(f"goodput {share:.3f}")
     found = {"seconds": seconds, "kills_at": watch.kills, "lost_s": lost, "goodput": share}
     if options.alone:
