@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bam_core.errors import InvalidInput, Problem
 from bam_core.planner.work import Counts
 
-VERSION = 1
+VERSION = 2
 Array = NDArray[np.float64]
 
 
@@ -38,10 +38,10 @@ class Calibration:
     """device: its name. kind: `cpu` or `cuda`. cpus: that a process may use there. made: when, and with which versions.
 
     steps, passes: threads -> prices of a training step, and of a forward pass that scores. crowding: how much longer a
-    training takes while all other CPUs work. idle_bytes: of a training process, beside what is counted. peak: prices of
-    memory. text_s_per_byte: kind of stage -> seconds for each byte of text that it goes through. fixed_s: executor ->
-    kind of stage -> seconds with next to nothing to do. start_s: of a process that imports what a stage needs.
-    write_s_per_byte: to the store's disk, until it is there. bytes_per_token: of text, about.
+    training takes while all other CPUs work. idle_bytes: executor -> of a training process, beside what is counted.
+    peak: prices of memory. text_s_per_byte: kind of stage -> seconds for each byte of text that it goes through.
+    fixed_s: executor -> kind of stage -> seconds with next to nothing to do. start_s: of a process that imports what a
+    stage needs. write_s_per_byte: to the store's disk, until it is there. bytes_per_token: of text, about.
     """
 
     device: str
@@ -51,7 +51,7 @@ class Calibration:
     steps: Mapping[int, Prices]
     passes: Mapping[int, Prices]
     peak: Prices
-    idle_bytes: float
+    idle_bytes: Mapping[str, float]
     crowding: float
     text_s_per_byte: Mapping[str, float]
     fixed_s: Mapping[str, Mapping[str, float]]
@@ -72,6 +72,10 @@ class Calibration:
         beside = self.start_s if executor not in self.fixed_s else 0.0
         return known.get(kind, max(known.values())) + beside
 
+    def idle(self, executor: str) -> float:
+        """Bytes of a training process; under an executor that was not measured, as much as of the largest."""
+        return self.idle_bytes.get(executor, max(self.idle_bytes.values()))
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -87,6 +91,7 @@ class Calibration:
             values["peak"] = Prices(**data["peak"])
             made = cls(**values)
             made.fixed("seed", "local")
+            made.idle("local")
             made.step_seconds({}, 1)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             problem = Problem("", where, f"is no calibration ({error!r})", "make one with `bam doctor --calibrate`")

@@ -73,7 +73,7 @@ def estimate(work: Work, device: Calibration, executor: str) -> Estimate:
     """Alone on a node like the one that was calibrated."""
     computes = work.training is not None or bool(work.passes)
     other = (OTHER_DEVICE,) if computes and work.gpu != (device.kind == "cuda") else ()
-    return Estimate(seconds(work, device, executor), memory(work, device), (*work.unknown, *other))
+    return Estimate(seconds(work, device, executor), memory(work, device, executor), (*work.unknown, *other))
 
 
 def seconds(work: Work, device: Calibration, executor: str) -> float:
@@ -91,8 +91,8 @@ def seconds(work: Work, device: Calibration, executor: str) -> float:
     return found + MODEL_BYTES * work.written * device.write_s_per_byte
 
 
-def memory(work: Work, device: Calibration) -> Memory:
-    parts: dict[str, float] = {"process": device.idle_bytes}
+def memory(work: Work, device: Calibration, executor: str) -> Memory:
+    parts: dict[str, float] = {"process": device.idle(executor)}
     if work.training is not None:
         price, counts = device.peak.of, work.training.peak_bytes()
         parts |= {_NAMES[name]: price.get(name, 0.0) * count for name, count in counts.items() if name != "shapes"}

@@ -81,7 +81,7 @@ def calibration_text(found: Calibration, out: Path) -> str:
         *([f"products on {n} thread(s)", _rate(prices.of["products"])] for n, prices in found.steps.items()),
         *([f"steps are predicted on {n} thread(s)", _within(prices)] for n, prices in found.steps.items()),
         ["memory is predicted", _within(found.peak)],
-        ["a training process, idle", size(int(found.idle_bytes))],
+        *([f"a training process, idle, executor {name}", size(int(n))] for name, n in found.idle_bytes.items()),
         *([f"text for {kind}", f"{_per_second(s)} MB/s"] for kind, s in found.text_s_per_byte.items()),
         ["disk", f"{_per_second(found.write_s_per_byte)} MB/s"],
         ["start of a process", duration(found.start_s)],

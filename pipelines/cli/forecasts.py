@@ -79,7 +79,10 @@ def comparison_text(found: Forecast) -> str:
     headers = ["stage", "predicted", "measured", "ratio", "memory predicted", "measured", "ratio"]
     total, measured = (sum(values) for values in zip(*((s.seconds, s.measured_s or 0.0) for s in known), strict=True))
     ends = f"together: predicted {text.duration(total)}, measured {text.duration(measured)}"
-    return "\n".join([text.table(headers, rows, right=range(1, 7)), "", f"{ends}, ratio {total / measured:.2f}"])
+    told = [text.table(headers, rows, right=range(1, 7)), "", f"{ends}, ratio {total / measured:.2f}"]
+    if not any(stage.measured_bytes for stage in known):
+        told.append("memory is compared where a training has a process of its own, as on Ray")
+    return "\n".join(told)
 
 
 def time_ratio(stage: StageForecast) -> float | None:

@@ -36,7 +36,7 @@ WRITTEN_BYTES = 2**25
 
 
 def calibrate(settings: Settings, say: Say = lambda words: None) -> Calibration:
-    """Measure this device, its GPU if there is one; about a minute, more with Ray. Leaves nothing behind."""
+    """Measure this device, its GPU if there is one; about two minutes, with Ray. Leaves nothing behind."""
     import torch
 
     from bam_core.planner import measure
@@ -66,7 +66,7 @@ def calibrate(settings: Settings, say: Say = lambda words: None) -> Calibration:
         steps=steps,
         passes=passes,
         peak=Prices({name: price for name, price in peak.of.items() if name != PROCESS}, peak.worst),
-        idle_bytes=peak.of[PROCESS],
+        idle_bytes={"local": peak.of[PROCESS]},
         crowding=_crowding(points[len(points) // 2], kind, n_cpus),
         text_s_per_byte={},
         fixed_s={"local": {"none": 0.0}},

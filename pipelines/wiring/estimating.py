@@ -12,6 +12,7 @@ from math import inf
 from typing import Any
 
 from bam_core.errors import ArtifactDamaged, UsageError
+from bam_core.graph.record import Record
 from bam_core.graph.stage import Pipeline, Resources, Stage, StageName, kind_of
 from bam_core.planner.calibration import Calibration
 from bam_core.planner.cluster import NodeKind, nodes_of
@@ -36,7 +37,8 @@ LOOKED_S = 10.0
 class StageForecast:
     """seconds: as it runs beside others. cost, energy_wh: its share of its nodes; None where the cluster says nothing.
 
-    measured_s, measured_bytes: of the artifact that is there; None where there is none.
+    measured_s, measured_bytes: of the artifact that is there; None where there is none. The latter of a training that
+    had a process of its own.
     """
 
     stage: str
@@ -82,7 +84,8 @@ def forecast(
     counted = works(recipe, made.pipeline, _texts(recipe), device.bytes_per_token)
     counted = _loading_torch(counted, made.pipeline, to_do, settings.executor, device)
     stages = [made.pipeline[name] for name in to_do]
-    needs = {stage.name: _need(stage, counted[stage.name], kinds, calibrations) for stage in stages}
+    executor = settings.executor
+    needs = {stage.name: _need(stage, counted[stage.name], kinds, calibrations, executor) for stage in stages}
     refused = [words for stage in stages for words in _refused(stage, counted[stage.name], needs[stage.name], kinds)]
     if refused:
         raise UsageError("\n".join([f"{recipe.name}: {len(refused)} stage(s) cannot run on this cluster", *refused]))
@@ -148,10 +151,14 @@ class _Need:
     of: Callable[[Training], Memory]
 
 
-def _need(stage: Stage, work: Work, kinds: Sequence[NodeKind], calibrations: Mapping[str, Calibration]) -> _Need:
+def _need(
+    stage: Stage, work: Work, kinds: Sequence[NodeKind], calibrations: Mapping[str, Calibration], executor: str
+) -> _Need:
     able = [kind for kind in kinds if _has_units(kind, stage)] or kinds
-    device = calibrations[max(able, key=lambda kind: memory(work, calibrations[kind.name]).total).name]
-    return _Need(memory(work, device), lambda training: memory(at(work, training), device))
+    needs = {kind.name: memory(work, calibrations[kind.name], executor) for kind in able}
+    most = max(needs, key=lambda name: needs[name].total)
+    device = calibrations[most]
+    return _Need(needs[most], lambda training: memory(at(work, training), device, executor))
 
 
 def _refused(stage: Stage, work: Work, need: _Need, kinds: Sequence[NodeKind]) -> Iterator[str]:
@@ -270,6 +277,12 @@ def _measured(stages: Sequence[StageForecast], made: Plan, settings: Settings) -
         except ArtifactDamaged:
             record = None
         if record is not None:
-            stage = replace(stage, measured_s=record.seconds, measured_bytes=record.metrics.get("peak_memory_bytes"))
+            stage = replace(stage, measured_s=record.seconds, measured_bytes=_own_peak(record))
         found.append(stage)
     return tuple(found)
+
+
+def _own_peak(record: Record) -> float | None:
+    """Of a training with processes of its own, as on Ray; without Ray, one process holds what all stages left."""
+    apart = all("node" in place for place in record.provenance.get("ran_on", ()))
+    return record.metrics.get("peak_memory_bytes") if apart else None

@@ -57,7 +57,9 @@ def rehearsed(bare: Calibration, executors: Sequence[str], say: Say, apart: Call
                 found = replace(found, **_of_text(records, more, small, large))
                 if bare.kind == "cpu":
                     peak = apart(_peak_of_seed, small[0], settings)
-                    found = replace(found, idle_bytes=peak - found.peak(_seed_bytes(small)))
+                    found = replace(found, idle_bytes={executor: peak - found.peak(_trained_bytes(small)["seed"])})
+            elif bare.kind == "cpu":
+                found = replace(found, idle_bytes={**found.idle_bytes, executor: _idle(records, small, found)})
             fixed[executor] = _fixed(records, small, found)
     return replace(found, fixed_s=fixed)
 
@@ -127,12 +129,18 @@ def _peak_of_seed(recipe: Recipe, settings: Settings) -> int:
     return peak_of_process("cpu")
 
 
-def _seed_bytes(rehearsal: Rehearsal) -> Counts:
+def _idle(records: Mapping[str, Record], rehearsal: Rehearsal, device: Calibration) -> float:
+    """Of a worker process that has all of an executor in it beside what its training holds; each has done but one."""
+    peaks = {name: device.peak(counts) for name, counts in _trained_bytes(rehearsal).items()}
+    return float(median(records[name].metrics["peak_memory_bytes"] - peak for name, peak in peaks.items()))
+
+
+def _trained_bytes(rehearsal: Rehearsal) -> dict[str, Counts]:
+    """Stage that trains -> what it holds at its peak."""
     recipe, sizes = rehearsal
     facts = {name: TextFacts(sizes) for name in recipe.texts}
-    training = works(recipe, bam.build(recipe, text_digests(recipe)), facts, 4.0)["seed"].training
-    assert training is not None, "a seed is trained"
-    return training.peak_bytes()
+    counted = works(recipe, bam.build(recipe, text_digests(recipe)), facts, 4.0)
+    return {name: work.training.peak_bytes() for name, work in counted.items() if work.training is not None}
 
 
 def _of_text(

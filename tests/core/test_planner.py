@@ -35,7 +35,7 @@ DEVICE = Calibration(
     steps={1: Prices(dict.fromkeys(STEP_COSTS, 1e-9)), 4: Prices(dict.fromkeys(STEP_COSTS, 0.25e-9))},
     passes={1: Prices(dict.fromkeys(PASS_COSTS, 1e-9))},
     peak=Prices(dict.fromkeys(PEAK_BYTES, 1.0)),
-    idle_bytes=float(GIB),
+    idle_bytes={"local": float(GIB), "ray": float(GIB)},
     crowding=1.5,
     text_s_per_byte={"data": 1e-6},
     fixed_s={"local": {"seed": 2.0, "data": 1.0}},
@@ -113,7 +113,16 @@ def test_more_work_is_never_less_time_or_memory(
             assert found.seconds >= small.seconds * (1 - 1e-12)
         assert found.memory.total >= small.memory.total * (1 - 1e-12)
     recomputed = at(made(rows, micro, tokens), replace(training(MODELS[name], rows), recompute=True))
-    assert memory(recomputed, DEVICE).total <= memory(at(recomputed, training(MODELS[name], rows)), DEVICE).total
+    kept = at(recomputed, training(MODELS[name], rows))
+    assert memory(recomputed, DEVICE, "local").total <= memory(kept, DEVICE, "local").total
+
+
+def test_a_process_of_another_executor_is_another_size() -> None:
+    """Where one was not measured, as much as the largest."""
+    device = replace(DEVICE, idle_bytes={"local": float(GIB), "ray": 2.0 * GIB})
+    sizes = [memory(Work("seed"), device, name).total / GIB for name in ("local", "ray", "another")]
+    assert sizes == [1, 2, 2]
+    assert estimate(Work("seed"), device, "ray").memory.total == 2 * GIB
 
 
 def test_text_and_passes_and_writing_add_up() -> None:
@@ -186,7 +195,7 @@ def test_a_change_fits_and_no_cheaper_one_does(room: float, name: str, rows: int
     now = training(MODELS[name], 8, micro_batch_rows=rows)
 
     def need(changed: Training) -> float:
-        return memory(Work("seed", training=changed), DEVICE).total / GIB
+        return memory(Work("seed", training=changed), DEVICE, "local").total / GIB
 
     if need(now) <= room:
         return
@@ -210,10 +219,10 @@ def test_a_refusal_has_the_arithmetic_and_the_smallest_change() -> None:
 
     def words(room: float) -> str:
         def need(changed: Training) -> float:
-            return memory(at(work, changed), DEVICE).total
+            return memory(at(work, changed), DEVICE, "local").total
 
         change = smallest_change(now, need, lambda workers: room, "seed")
-        return refusal("seed", memory(work, DEVICE), room, "small", change)
+        return refusal("seed", memory(work, DEVICE, "local"), room, "small", change)
 
     assert words(8 * GIB) == GOLDEN["rows"]
     assert words(3.65 * GIB) == GOLDEN["recompute"]

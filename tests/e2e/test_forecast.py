@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
+from bam_core.graph.record import Record
+from pipelines.wiring.estimating import _own_peak
 from tests.core.test_planner import DEVICE
 from tests.e2e.kit import STAGES, Place
 
@@ -25,11 +28,18 @@ def test_predicted_beside_measured(finished: Place, tmp_path: Path) -> None:
     for stage in stages:
         record = finished.record(stage["stage"])
         assert stage["measured_s"] == record["ended"] - record["started"]
-        assert (stage["measured_bytes"] is not None) == (stage["stage"] in TRAINED)
-        assert stage["measured_bytes"] is None or stage["measured_bytes"] > 50e6
+        assert stage["measured_bytes"] is None, "one process made all of them"
     shown = finished.bam("plan", str(finished.recipe), *on).out
     assert "together: predicted" in shown
     assert json.loads(finished.bam("plan", str(finished.recipe), *on[:2], "--json").out)["forecast"]["stages"] == []
+
+
+def test_memory_is_compared_where_a_training_has_its_own_process(finished: Place) -> None:
+    record = Record.from_json(finished.record("seed"), "seed")
+    on_ray = replace(record, provenance={**record.provenance, "ran_on": [{"host": "a", "node": "n", "rank": 0}]})
+    assert _own_peak(on_ray) == record.metrics["peak_memory_bytes"] > 50e6
+    assert _own_peak(record) is None
+    assert _own_peak(Record.from_json(finished.record("data.law"), "data")) is None
 
 
 def test_the_peak_is_in_the_record_and_in_no_file(finished: Place) -> None:
