@@ -5,7 +5,8 @@ calls. Against `LM`, whose layout is made for training:
 
 - queries, keys and values are one matrix, with rotary pairs as halves (the same scores, whatever the pairs were)
 - several rows: every matrix is packed, once, as oneDNN's kernel reads it; its products apply SwiGLU's activation too
-- one row: matrix-vector products; the matrices that write to the residual stream are copied so that D comes first
+- one row: the same without AMX; with it matrix-vector products, for which the matrices that write to the residual
+  stream are copied so that D comes first
 - of FFN experts only the chosen are called; of attention experts only those for which some row has a gate, where a
   threshold or a top-k leaves any out. Keys and values of all are made, since a later token may need them
 - in the last layer only the last position goes on, so a prompt is read with one output per row
@@ -43,8 +44,9 @@ class Decoder:
     """The logits after each row's last token, of an LM in evaluation mode.
 
     rows, steps: of the calls to come. Queries, keys and values are copied. For many steps (`products.LAID_OUT_FROM`)
-    matrices are copied when they are first used: for several rows in bf16 on a CPU all, which is as much memory again;
-    for one row those that write. Other weights are shared, so a decoder is for as long as they stay as they are.
+    matrices are copied when they are first used: in bf16 on a CPU all, which is as much memory again; for one row with
+    AMX, or in another precision, those that write. Other weights are shared, so a decoder is for as long as they stay
+    as they are.
     """
 
     def __init__(self, model: LM, *, rows: int, steps: int) -> None:

@@ -152,10 +152,13 @@ def test_pads_are_nothing_to_the_decoder(name: str) -> None:
         torch.testing.assert_close(found[1:], expected_logits(model, batch_BT[1:, 4:end]), **EXACT)
 
 
-@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize(("batch", "amx"), [(1, True), (1, False), (5, True)])
 @pytest.mark.parametrize("name", ["sequential, untied, qk-norm", "interleaved", "threshold", "one layer", "neox, bam"])
-def test_packed_weights_are_as_close_to_float64_as_the_model_in_bf16(name: str, batch: int) -> None:
+def test_packed_weights_are_as_close_to_float64_as_the_model_in_bf16(
+    name: str, batch: int, amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Routers decide in bf16 as they do in float64 for most tokens: the median token is compared."""
+    monkeypatch.setattr(products, "packs_one_row", lambda: not amx)
     model, batch_BT = build(CONFIGS[name]), tokens(batch)
     exact = expected_logits(model, batch_BT)
     model.cast(torch.bfloat16)
@@ -169,11 +172,14 @@ def test_packed_weights_are_as_close_to_float64_as_the_model_in_bf16(name: str, 
     assert ours < max(2 * models, 2**-5), (ours, models)
 
 
-def test_weights_are_packed_for_several_rows_and_many_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("amx", [True, False])
+def test_weights_are_packed_where_that_pays(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For many steps: of several rows, and without AMX of one."""
     packed: list[Tensor] = []
     monkeypatch.setattr(products, "_packed", lambda w: packed.append(w) or w)
+    monkeypatch.setattr(products, "packs_one_row", lambda: not amx)
     model = build(CONFIGS["bam"]).cast(torch.bfloat16)
-    for rows, steps in ((1, 99), (2, LAID_OUT_FROM - 1)):
+    for rows, steps in ((1, 99 if amx else LAID_OUT_FROM - 1), (2, LAID_OUT_FROM - 1)):
         Decoder(model, rows=rows, steps=steps)(tokens(rows), Cache(model.config, rows, TIME, torch.bfloat16))
     assert not packed
     decoder = Decoder(model, rows=2, steps=LAID_OUT_FROM)
@@ -181,6 +187,9 @@ def test_weights_are_packed_for_several_rows_and_many_steps_alone(monkeypatch: p
     for _ in range(2):
         decoder(tokens(), Cache(model.config, 2, TIME, torch.bfloat16))
     assert len(packed) <= 2 * (1 + 1 + 3 * 3) + 1  # and once; an expert that nobody chose, not at all
+    packed.clear()
+    Decoder(model, rows=1, steps=LAID_OUT_FROM)(tokens(1), Cache(model.config, 1, TIME, torch.bfloat16))
+    assert bool(packed) == (not amx)
 
 
 def gated(threshold: float, logits: tuple[float, float, float], **experts: Any) -> MixtureOfAttention:
