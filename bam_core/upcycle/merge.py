@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from bam_core import plugins
-from bam_core.upcycle.pieces import paired, pieces
+from bam_core.upcycle.pieces import pieces, together
 from bam_core.upcycle.specs import MergeSpec
 
 Parts = Iterator[tuple[str, Tensor]]
@@ -83,7 +83,7 @@ def _angle(x: Tensor, y: Tensor) -> float | None:
     if not x_norm or not y_norm:
         return None
     differences, sums = [], []
-    for x_N, y_N in paired(x, y):
+    for x_N, y_N in together(x, y):
         x_N, y_N = x_N.double() / x_norm, y_N.double() / y_norm
         differences.append((x_N - y_N).square().sum().item())
         sums.append((x_N + y_N).square().sum().item())
@@ -111,22 +111,24 @@ def ties(parts: Parts, spec: MergeSpec, generator: Generator) -> Tensor:
     start, others = tensors[0], tensors[1:]
     thresholds = [_threshold(start, other, spec.density) for other in others]
     merged = _copied(start, torch.float32)
-    columns = [paired(merged, other) for other in others]
-    for start_N in pieces(start):
-        moved_KN = []
-        for column, threshold in zip(columns, thresholds, strict=True):
-            merged_N, other_N = next(column)
-            difference_N = other_N.double() - start_N.double()
-            moved_KN.append(difference_N.where(_magnitude(difference_N) >= threshold, 0))
-        if moved_KN:
-            _move(merged_N, start_N, _agreed_mean(torch.stack(moved_KN)))
+    if not others:
+        return merged
+    for merged_N, start_N, *others_N in together(merged, *tensors):
+        moved_KN = [_kept(start_N, *one) for one in zip(others_N, thresholds, strict=True)]
+        _move(merged_N, start_N, _agreed_mean(torch.stack(moved_KN)))
     return merged
+
+
+def _kept(start_N: Tensor, other_N: Tensor, threshold: float) -> Tensor:
+    """The differences that are large enough, and else 0."""
+    difference_N = other_N.double() - start_N.double()
+    return difference_N.where(_magnitude(difference_N) >= threshold, 0)
 
 
 def _threshold(start: Tensor, other: Tensor, density: float) -> float:
     """The magnitude of the smallest entry to keep: the k-th largest of N, k = density * N, rounded, at least 1."""
     magnitude = torch.empty(start.shape, dtype=torch.float32)
-    for found_N, (start_N, other_N) in zip(pieces(magnitude), paired(start, other), strict=True):
+    for found_N, start_N, other_N in together(magnitude, start, other):
         found_N.copy_(_magnitude(other_N.double() - start_N.double()))
     values = magnitude.flatten().numpy()
     k = max(1, round(density * values.size))
@@ -160,13 +162,13 @@ def dare(parts: Parts, spec: MergeSpec, generator: Generator) -> Tensor:
         del tensor
     total.div_(count * (1 - spec.drop))
     merged = _copied(start, torch.float32)
-    for merged_N, (start_N, moved_N) in zip(pieces(merged), paired(start, total), strict=True):
+    for merged_N, start_N, moved_N in together(merged, start, total):
         _move(merged_N, start_N, moved_N)
     return merged
 
 
 def _add_kept(total: Tensor, start: Tensor, tensor: Tensor, drop: float, generator: Generator) -> None:
-    for sum_N, (start_N, part_N) in zip(pieces(total), paired(start, tensor), strict=True):
+    for sum_N, start_N, part_N in together(total, start, tensor):
         kept_N = torch.rand(sum_N.shape, generator=generator, dtype=torch.float32) >= drop
         sum_N.add_((part_N.double() - start_N.double()) * kept_N)
 
@@ -178,7 +180,7 @@ def _move(merged_N: Tensor, start_N: Tensor, moved_N: Tensor) -> None:
 
 def _add(total: Tensor, tensor: Tensor, weight: float = 1.0) -> None:
     """total += weight * tensor. A function, as a piece that outlives its loop would keep the tensor alive."""
-    for sum_N, part_N in paired(total, tensor):
+    for sum_N, part_N in together(total, tensor):
         sum_N.add_(part_N.double(), alpha=weight)
 
 

@@ -19,7 +19,8 @@ def pieces(x: Tensor) -> Iterator[Tensor]:
         yield flat_N[start : start + PIECE]
 
 
-def paired(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The pieces of two tensors of one shape."""
-    assert x.shape == y.shape, f"{tuple(x.shape)} != {tuple(y.shape)}"
-    yield from zip(pieces(x), pieces(y), strict=True)
+def together(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The pieces of tensors of one shape, side by side."""
+    for other in others:
+        assert x.shape == other.shape, f"{tuple(x.shape)} != {tuple(other.shape)}"
+    yield from zip(pieces(x), *map(pieces, others), strict=True)

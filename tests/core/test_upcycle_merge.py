@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from math import acos, sin, sqrt
+from math import acos, cos, sin, sqrt
 
 import pytest
 import torch
@@ -88,6 +88,17 @@ def test_the_size_of_pieces_and_the_layout_do_not_matter(method: str, monkeypatc
 # --- means
 
 
+@pytest.mark.parametrize("method", MERGE_METHODS)
+def test_the_default_precision_does_not_matter(method: str) -> None:
+    tensors = random_tensors(3, (40, 50))
+    expected = merged(method, tensors)
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert torch.equal(merged(method, tensors), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_mean_of_bf16_is_computed_wider() -> None:
     """1 + 2^-7 is the bf16 above 1: bf16 arithmetic could not hold this sum, nor its quarter."""
     tensors = [torch.tensor([value]).bfloat16() for value in (1.0, 1.0, 1.0, 1 + 2**-7)]
@@ -168,6 +179,18 @@ def test_slerp_without_one_arc_is_the_straight_line(tensors: list[list[float]], 
     assert merged("slerp", [torch.tensor(tensor) for tensor in tensors]).tolist() == expected
 
 
+def test_slerp_of_opposites_is_the_straight_line_at_any_weight() -> None:
+    x = torch.tensor([3.0, 4.0])
+    assert torch.allclose(merged("slerp", [x, x, -x]), x / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("angle", [2.2, 3.0, 3.1415])
+def test_slerp_takes_the_arc_up_to_opposites(angle: float) -> None:
+    x, y = (torch.tensor(values, dtype=torch.float64) for values in ([1.0, 0.0], [cos(angle), sin(angle)]))
+    expected = [cos(angle / 2), sin(angle / 2)]
+    assert merged("slerp", [x, y]).tolist() == pytest.approx(expected, abs=1e-6)
+
+
 def test_slerp_of_nearly_equal_tensors_is_their_mean() -> None:
     """Angles of 1e-9, of which acos in float64 knows nothing."""
     x = random_tensors(1)[0].double()
@@ -209,7 +232,32 @@ def test_ties_keeps_the_density_that_it_is_given() -> None:
     assert torch.equal(found[kept], expert[kept])
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_ties_keeps_the_last_one_whatever_its_rounding(seed: int) -> None:
+    """A difference of two float32 has more digits than the threshold, which is rounded to one."""
+    start, expert = random_tensors(2, (30,), seed)
+    assert (merged("ties", [start, expert], density=0.5) != start).sum() == 15
+
+
+def test_ties_keeps_one_entry_at_least() -> None:
+    start, expert = random_tensors(2)
+    moved = merged("ties", [start, expert], density=1e-6) != start
+    assert moved.sum() == 1
+    assert (expert - start).abs()[moved] == (expert - start).abs().max()
+
+
 # --- DARE
+
+
+def test_dare_adds_up_wider() -> None:
+    tensors = [torch.tensor([value]) for value in (0.0, 1.0, 2.0**-30, -1.0)]
+    assert merged("dare", tensors, drop=0).tolist() == [2.0**-32]
+
+
+def test_dare_keeps_an_entry_whose_draw_is_what_is_dropped() -> None:
+    drawn = torch.rand(8, generator=Generator().manual_seed(3), dtype=torch.float32)
+    found = merged("dare", [torch.zeros(8), torch.ones(8)], drop=drawn[5].item(), seed=3)
+    assert torch.equal(found != 0, drawn >= drawn[5])
 
 
 def test_dare_without_dropping_is_the_mean() -> None:

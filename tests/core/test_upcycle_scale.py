@@ -136,6 +136,22 @@ def test_fitted_routers_and_factors_take_the_place_of_the_rules() -> None:
     assert routers["blocks.1.ffn.router"].all(), "the fitted router was handed out itself"
 
 
+def test_a_fitted_router_is_stored_as_all_tensors_are() -> None:
+    routers = {f"blocks.{layer}.ffn.router": torch.full((4, 8), 0.5, dtype=torch.float64) for layer in range(2)}
+    variant = replace(ffn_only(), router_init="ridge")
+    assert mix(variant, dense_models(), fitted=Fitted(routers))["blocks.0.ffn.router"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("merge", ["mean", "dare"])
+def test_one_tensor_made_alone_is_that_of_the_mixture(merge: str) -> None:
+    """With its router, random experts and draws: all that hangs on the seed and on the number of layers."""
+    sources, variant = dense_models(), ffn_only(merge=merge, experts="random")
+    target = mixture_config(DENSE, NAMES, variant)
+    claims = coverage(tensor_shapes(target), rules_for(variant, target), sources).claims
+    for name, tensor in mix(variant, sources, seed=3).items():
+        assert torch.equal(make_tensor(name, target, claims, sources, 3), tensor), name
+
+
 def test_what_was_fitted_must_fit() -> None:
     variant = replace(ffn_only(), router_init="centroid")
     name = "blocks.0.ffn.router"

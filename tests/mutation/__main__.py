@@ -1,9 +1,9 @@
 """Whether the tests would notice: `python -m tests.mutation [AREA or FILE ...]` changes the code a thousand times over.
 
 mutmut makes the mutants (an operator swapped, a number moved, an argument left out) and runs, for each, the tests that
-reach its function. Whatever survives is listed, until a test kills it or `answers.toml` says why none can. The
-messages of errors are left as they are. Works on a copy under `build/mutation`, on an otherwise idle machine: a test
-that takes too long counts as noticed, since an endless loop is.
+reach its function. Whatever survives is listed, until a test kills it or `answers.toml` says why none can. Errors that
+are raised and what is asserted for the reader are left as they are. Works on a copy under `build/mutation`, on an
+otherwise idle machine: a test that takes too long counts as noticed, since an endless loop is.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SETTINGS = """
 source_paths = ["bam_core"]
 only_mutate = {files}
 pytest_add_cli_args_test_selection = {tests}
-do_not_mutate_patterns = ['^\\s*raise ']
+do_not_mutate_patterns = ['^\\s*(raise|assert) ']
 process_isolation = "forkserver"  # torch has threads, which no fork carries over
 use_git_change_detection = false
 timeout_constant = 60.0  # seconds: on a busy machine a slow test is no endless loop

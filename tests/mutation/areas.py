@@ -30,7 +30,7 @@ AREAS = (
     Area(
         "upcycling",
         ("bam_core/upcycle/merge.py", "bam_core/upcycle/rules.py", "bam_core/upcycle/apply.py"),
-        ("tests/core/test_upcycle*.py", "tests/core/test_shared_upcycle.py"),
+        ("tests/core/test_upcycle*.py", "tests/core/test_shared_upcycle.py", "tests/core/test_plugins.py"),
     ),
     Area(
         "planning",
