@@ -71,7 +71,8 @@ def test_shards_are_written_one_tensor_at_a_time(tmp_path: Path, monkeypatch: py
     export_model(tmp_path / "source", tmp_path / "whole", to="bam")
     tokens = some_tokens(BAM)
     with torch.no_grad():
-        assert opened(tmp_path / "whole")(tokens).logits.equal(theirs(tokens).logits)
+        found, wanted = opened(tmp_path / "whole")(tokens).logits, theirs(tokens).logits
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)  # mapped files lie where products round otherwise
 
 
 def test_a_tied_head_is_one_parameter(tmp_path: Path):
