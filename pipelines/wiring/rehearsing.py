@@ -1,7 +1,8 @@
 """A pipeline of next to nothing, run for its times: what each kind of stage takes beside its work, and for text.
 
 The text's stages run twice, on little and on more text: the difference of their times over that of their bytes is
-what a byte costs; what is left is what the kind of stage costs.
+what a byte costs; what is left is what the kind of stage costs. Tracked as runs are, in a database of its own: MLflow
+takes memory in every process that trains, and time.
 """
 
 from __future__ import annotations
@@ -34,8 +35,6 @@ from pipelines.workload import TextFacts, works
 Say = Callable[[str], None]
 SMALL_BYTES, LARGE_BYTES = 100_000, 1_500_000
 TEXT_KINDS = ("tokenizer", "data", "overlap")
-NO_TRACKING = "http://127.0.0.1:9"
-"""The discard port, where nothing listens."""
 
 
 def rehearsed(bare: Calibration, executors: Sequence[str], say: Say, apart: Callable[..., Any]) -> Calibration:
@@ -49,7 +48,7 @@ def rehearsed(bare: Calibration, executors: Sequence[str], say: Say, apart: Call
         small, large = (_recipe(_text(here / f"{n}.jsonl", n)) for n in (SMALL_BYTES, LARGE_BYTES))
         for executor in executors:
             say(f"a pipeline of next to nothing, executor {executor}")
-            settings = Settings(str(here / executor), NO_TRACKING, None, executor)
+            settings = Settings(str(here / executor), None, None, executor)
             records = _run(small, settings, Selection())
             if executor == "local":
                 say("the same with more text")

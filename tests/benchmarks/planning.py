@@ -28,7 +28,7 @@ from pipelines.recipe.load import recipe_from
 from pipelines.wiring import Settings, make_plan, run
 from pipelines.wiring.calibrating import calibrate
 from pipelines.wiring.estimating import Forecast, StageForecast, forecast
-from pipelines.wiring.rehearsing import NO_TRACKING, Silent
+from pipelines.wiring.rehearsing import Silent
 from tests.benchmarks.result import OUT, write_result
 
 LEAST_S = 2.0
@@ -73,7 +73,7 @@ def run_stage(name: str, settings: Settings) -> int:
 
 
 def measured(folder: Path, device: Calibration) -> Forecast:
-    settings = Settings(str(folder / "store"), NO_TRACKING, None, "local")
+    settings = Settings(str(folder / "store"), executor="local")
     nodes = (NodeKind("here", cpus=device.cpus),)
     plan = make_plan(recipe(), settings, Selection())
     context = get_context("forkserver")
@@ -107,7 +107,7 @@ def main() -> None:
         if options.calibration:
             device = Calibration.from_json(json.loads(options.calibration.read_text()), str(options.calibration))
         else:
-            device = calibrate(Settings(folder, NO_TRACKING, None, "local"), lambda words: print(f"measuring: {words}"))
+            device = calibrate(Settings(folder, executor="local"), lambda words: print(f"measuring: {words}"))
         calibrated_s = time.perf_counter() - started
         found = measured(Path(folder), device)
     print(f"{'stage':<14}{'predicted':>10}{'measured':>10}{'ratio':>7}{'memory':>9}{'measured':>10}{'ratio':>7}")
