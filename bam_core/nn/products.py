@@ -3,7 +3,7 @@
 For inference alone. In bf16 on a CPU with several rows, oneDNN's kernel, through the calls that torch has for its own
 compiler: it takes packed matrices (three times as fast for 16 rows as one that it must pack again in each call), and
 applies SwiGLU's activation and product before it rounds. One row: torch's matrix-vector product where the processor
-has AMX; elsewhere that computes in float32 and takes two to three times as long as oneDNN does, packed.
+has AMX; elsewhere that takes more than twice as long as oneDNN does, packed (docs/log.md).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def layout_for(weight: Tensor, rows: int, steps: int) -> Layout:
     """How matrices like this one are laid out for calls of so many rows, so many times."""
     if steps < LAID_OUT_FROM or weight.device.type != "cpu":
         return _as_stored
-    if rows == 1 and not (_has_kernel(weight) and packs_one_row()):
-        return Tensor.contiguous
-    return _packed if _has_kernel(weight) else _as_stored
+    if _has_kernel(weight) and (rows > 1 or packs_one_row()):
+        return _packed
+    return Tensor.contiguous if rows == 1 else _as_stored
 
 
 def packs_one_row() -> bool:

@@ -48,7 +48,7 @@ def rehearsed(bare: Calibration, executors: Sequence[str], say: Say, apart: Call
         small, large = (_recipe(_text(here / f"{n}.jsonl", n)) for n in (SMALL_BYTES, LARGE_BYTES))
         for executor in executors:
             say(f"a pipeline of next to nothing, executor {executor}")
-            settings = Settings(str(here / executor), None, None, executor)
+            settings = Settings(str(here / executor), executor=executor)
             records = _run(small, settings, Selection())
             if executor == "local":
                 say("the same with more text")

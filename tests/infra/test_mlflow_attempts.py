@@ -181,7 +181,7 @@ def test_a_server_that_is_down(tmp_path: Path) -> None:
 
 
 class Away:
-    """A client whose server is being started again; waiting lasts no longer than `turns` looks."""
+    """A client whose server is being started again, and is back after so many `turns` of being waited for."""
 
     def __init__(self, client: Any) -> None:
         self.client, self.turns = client, 0
@@ -234,7 +234,7 @@ def test_a_server_that_is_started_again(away: tuple[MlflowTracker, Away, list[st
 def test_a_server_that_does_not_come_back(
     away: tuple[MlflowTracker, Away, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is waited for once, and never before the first call, which finds out whether there is one."""
+    """It is waited for once."""
     tracker, server, warnings = away
     handle = dict(tracker.start_pipeline("tiny", "one", RECIPE))
     server.turns = 10**9
