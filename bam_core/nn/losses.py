@@ -62,13 +62,12 @@ class _LinearNextTokenLoss(torch.autograd.Function):
             else:
                 grad_VD += grad
         ctx.save_for_backward(torch.cat(grads_hidden), grad_VD)
-        ctx.dtype = weight_VD.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_ND, grad_VD = ctx.saved_tensors
-        return grad_ND * grad_output.to(grad_ND.dtype), (grad_VD * grad_output.to(grad_VD.dtype)).to(ctx.dtype), None
+        return grad_ND * grad_output.to(grad_ND.dtype), grad_VD * grad_output.to(grad_VD.dtype), None
 
 
 def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
@@ -106,9 +105,9 @@ def _in_chunks(logits_NV: Tensor, targets_N: Tensor, grad_NV: Tensor | None) -> 
         counted_N1 = (targets_N1 != IGNORED).to(wide)
         targets_N1 = targets_N1.clamp(min=0)
         x = buffer[: len(targets_N1)].copy_(logits_NV[rows])
-        largest_N1 = x.amax(-1, keepdim=True)
+        largest_N1 = x.amax(1, keepdim=True)
         below_N1 = largest_N1 - x.gather(1, targets_N1)
-        sum_N1 = x.sub_(largest_N1).exp_().sum(-1, keepdim=True)  # at least 1, so its logarithm cannot underflow
+        sum_N1 = x.sub_(largest_N1).exp_().sum(1, keepdim=True)  # at least 1, so its logarithm cannot underflow
         total += ((below_N1 + sum_N1.log()) * counted_N1).sum()
         if grad_NV is not None:
             grad_NV[rows] = x.mul_(counted_N1 / sum_N1).scatter_add_(1, targets_N1, -counted_N1)
@@ -119,11 +118,11 @@ def _at_once(logits_NV: Tensor, targets_N: Tensor, grad_NV: Tensor | None) -> Te
     """The same as one expression, for a compiler: it keeps no tensor of float32 in memory, and reads logits twice."""
     x = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     targets_N1 = targets_N.unsqueeze(1)
-    counted_N1 = (targets_N1 != IGNORED).to(x.dtype)
-    largest_N1 = x.amax(-1, keepdim=True)
+    counted_N1 = targets_N1 != IGNORED
+    largest_N1 = x.amax(1, keepdim=True)
     exp_NV = (x - largest_N1).exp()
-    sum_N1 = exp_NV.sum(-1, keepdim=True)
-    below_N1 = largest_N1 - logits_NV.gather(1, targets_N1.clamp(min=0)).to(x.dtype)
+    sum_N1 = exp_NV.sum(1, keepdim=True)
+    below_N1 = largest_N1 - logits_NV.gather(1, targets_N1.clamp(min=0))
     total = ((below_N1 + sum_N1.log()) * counted_N1).sum()
     if grad_NV is not None:
         is_target_NV = torch.arange(x.shape[1], device=x.device) == targets_N1
@@ -157,9 +156,9 @@ def load_balancing_loss(
     assert routing, "needs the routing of at least one layer"
     if frac_LE is None:
         counts_LE = assignments(routing, mask_N)
-        frac_LE = counts_LE / counts_LE.sum(-1, keepdim=True).clamp(min=1)
+        frac_LE = counts_LE / counts_LE.sum(1, keepdim=True).clamp(min=1)
     probs_LE = torch.stack([_mean_over_tokens(layer.probs_NE.flatten(0, -2), mask_N) for layer in routing])
-    return routing[0].n_experts * (frac_LE.to(probs_LE.dtype) * probs_LE).sum(-1).mean()
+    return routing[0].n_experts * (frac_LE.to(probs_LE.dtype) * probs_LE).sum(1).mean()
 
 
 def assignments(routing: Sequence[Routing], mask_N: Tensor | None = None) -> Tensor:

@@ -155,11 +155,16 @@ def gate(name: str) -> Gate:
     return rule
 
 
+_ANY_NE = ((0.5, -1.0, 2.0, 0.0), (-0.5, 1.5, 0.25, -2.0))
+_SURE_NE = ((-1e4, 1e4, -1e4, -1e4),)
+"""Logits that a plug-in's rule is tried on."""
+
+
 def _require_gate(rule: Any) -> None:
     """What the model and its receipt rely on. Raises ValueError."""
     if not callable(rule):
         raise ValueError(f"must be a function (logits_NE, top_k, balance_E=None) -> Routing, not {rule!r:.60}")
-    logits_NE = torch.tensor([[0.5, -1.0, 2.0, 0.0], [-0.5, 1.5, 0.25, -2.0]], dtype=torch.float64)
+    logits_NE = torch.tensor(_ANY_NE, dtype=torch.float64)
     for top_k, balance_E in ((1, None), (2, logits_NE.new_zeros(4))):
         found = rule(logits_NE, top_k, balance_E)
         if not isinstance(found, Routing):
@@ -174,9 +179,9 @@ def _require_gate(rule: Any) -> None:
             raise ValueError("experts_NK must name each expert once")
         if not torch.isfinite(found.weights_NK).all() or found.weights_NK.dtype != logits_NE.dtype:
             raise ValueError("weights_NK must be finite and in the dtype of the logits")
-        if (found.probs_NE.sum(-1) - 1).abs().max() > 1e-6:
+        if (found.probs_NE.sum(1) - 1).abs().max() > 1e-6:
             raise ValueError("probs_NE must sum to 1: the load-balancing loss reads them")
-    sure = rule(logits_NE.new_tensor([[-1e4, 1e4, -1e4, -1e4]]), 1, None)
+    sure = rule(logits_NE.new_tensor(_SURE_NE), 1, None)
     if sure.experts_NK.item() != 1 or sure.weights_NK.item() != 1:
         raise ValueError("an expert that the router is sure of must be chosen, with weight 1: receipts rest on it")
 

@@ -207,17 +207,22 @@ def merge_rule(name: str) -> Merge:
     return rule
 
 
+_ANY = ((0.5, -1.0, 2.0), (0.25, 3.0, -4.0))
+_COPIES, _DIFFERENT = (1, 1), (1, 2, -1)
+"""What a plug-in's rule is tried on: a tensor, and multiples of it as its models."""
+
+
 def _require_merge(rule: Any) -> None:
     """What `upcycle` relies on. Raises ValueError."""
     if not callable(rule):
         raise ValueError(f"must be a function (parts, spec, generator) -> Tensor, not {rule!r:.60}")
-    values = torch.tensor([[0.5, -1.0, 2.0], [0.25, 3.0, -4.0]])
-    for tensors, wanted in (((values, values), values), ((values, 2 * values, -values), None)):
-        parts = ((f"model {number}", tensor) for number, tensor in enumerate(tensors))
+    values = torch.tensor(_ANY, dtype=torch.float32)
+    for factors in (_COPIES, _DIFFERENT):
+        parts = ((f"model {number}", factor * values) for number, factor in enumerate(factors))
         merged = rule(parts, MergeSpec(), Generator().manual_seed(0))
         if not isinstance(merged, Tensor) or merged.dtype != torch.float32 or merged.shape != values.shape:
             raise ValueError("must return a float32 tensor of the shape of those that it merges")
         if not torch.isfinite(merged).all():
             raise ValueError("of finite tensors it makes one that is not finite")
-        if wanted is not None and (merged - wanted).abs().max() > 1e-6:
+        if factors == _COPIES and (merged - values).abs().max() > 1e-6:
             raise ValueError("of equal tensors it must make that tensor: copies of one model are that model")

@@ -13,7 +13,7 @@ Everything is a function of its inputs alone, in float64, every domain with equa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import fsum, sqrt
+from math import fsum, inf, sqrt
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +67,7 @@ def centroid(inputs: Sequence[Tensor]) -> Tensor:
     common_D = means_ED.mean(0)
     away_ED = means_ED - common_D
     away_ED = away_ED - torch.outer(away_ED @ common_D, common_D) / common_D.square().sum().clamp(min=1e-30)
-    unit_ED = F.normalize(away_ED, dim=-1)
+    unit_ED = F.normalize(away_ED, dim=1)
     return (unit_ED * temperature(unit_ED, inputs)).to(torch.float32)
 
 
@@ -83,10 +83,12 @@ def ridge(inputs: Sequence[Tensor]) -> Tensor:
     n, d = h_ND.shape
     penalty = RIDGE * h_ND.square().sum().item() / d
     if n < d:  # the same solution by a smaller system
-        gram_NN = h_ND @ h_ND.mT + penalty * torch.eye(n, dtype=h_ND.dtype)
+        gram_NN = h_ND @ h_ND.mT
+        gram_NN.diagonal().add_(penalty)
         router_ED: Tensor = torch.linalg.solve(gram_NN, target_NE).mT @ h_ND
     else:
-        gram_DD = h_ND.mT @ h_ND + penalty * torch.eye(d, dtype=h_ND.dtype)
+        gram_DD = h_ND.mT @ h_ND
+        gram_DD.diagonal().add_(penalty)
         router_ED = torch.linalg.solve(gram_DD, h_ND.mT @ target_NE).mT
     return (router_ED * temperature(router_ED, inputs)).to(torch.float32)
 
@@ -96,7 +98,7 @@ def temperature(router_ED: Tensor, inputs: Sequence[Tensor]) -> float:
     logits = [h_ND.to(router_ED.dtype) @ router_ED.mT for h_ND in inputs]
 
     def cross_entropy(factor: float) -> float:
-        log_probs = [float((logits_NE * factor).log_softmax(-1)[:, e].mean()) for e, logits_NE in enumerate(logits)]
+        log_probs = [float((logits_NE * factor).log_softmax(1)[:, e].mean()) for e, logits_NE in enumerate(logits)]
         return -fsum(log_probs)
 
     return min(LADDER, key=cross_entropy)
@@ -112,6 +114,6 @@ def condition(router_ED: Tensor) -> float:
     """
     rows_ED = torch.unique(router_ED.double(), dim=0)
     if len(rows_ED) < 2:
-        return float("inf") if len(router_ED) > 1 else 1.0
+        return inf if len(router_ED) > 1 else 1.0
     singular = torch.linalg.svdvals(rows_ED - rows_ED.mean(0))[: len(rows_ED) - 1].tolist()
-    return float(singular[0] / singular[-1]) if singular[-1] > 0 else float("inf")
+    return float(singular[0] / singular[-1]) if singular[-1] > 0 else inf

@@ -133,5 +133,8 @@ def test_a_score_is_of_what_could_be_killed(monkeypatch: pytest.MonkeyPatch) -> 
     shown = mutation.show([found]).splitlines()
     assert shown[:3] == ["f.py: f", "  -  a", "  +  b"]
     assert shown[-1].split() == ["routing", "11", "9", "1", "1", "90.0%"]
+    assert one.is_answered({one.place})
+    assert one.is_answered({("f.py: f", ("- a",))}), "whatever a is changed to"
+    assert not one.is_answered({("f.py: f", ("- b",)), ("f.py: g", ("- a",)), ("f.py: f", ("- a", "+ c"))})
     assert mutation.changed("--- f\n+++ f\n@@ -1 +1 @@\n x\n-  a\n+  b\n") == one.change
     assert [area.files for area in mutation.asked(["bam_core/nn/routing.py"])] == [("bam_core/nn/routing.py",)]

@@ -111,6 +111,15 @@ def test_a_failure_skips_what_is_below_and_nothing_else() -> None:
     }
 
 
+def test_no_more_start_than_may_run() -> None:
+    schedule = Schedule(*build({name: [] for name in "abcde"}, {}), max_parallel=3)
+    for running, startable in [("a", ["b", "c"]), ("b", ["c"]), ("c", [])]:
+        schedule.started(running)
+        assert names_of(schedule.startable()) == startable
+    schedule.done("a")
+    assert names_of(schedule.startable()) == ["d"]
+
+
 def test_fail_fast_starts_nothing_more_and_lets_what_runs_end() -> None:
     schedule = Schedule(*build({"a": [], "b": [], "c": []}, {}), max_parallel=2, fail_fast=True)
     schedule.started("a")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import exp, log
+from typing import Any
 
 import pytest
 import torch
@@ -62,6 +63,14 @@ def test_a_hopeless_prediction_costs_its_margin_not_infinity() -> None:
     assert next_token_loss(logits_TV, torch.tensor([0])).item() == 500.0
 
 
+@pytest.mark.parametrize("form", [losses._in_chunks, losses._at_once])
+def test_tokens_of_another_scale_leave_a_token_alone(form: Loss) -> None:
+    """Each row is scaled by its own largest logit: by another's, its probabilities would all be 0."""
+    logits_NV = torch.tensor([[0.0, 1.0], [1000.0, 1001.0]], dtype=torch.float64)
+    expected = 2 * log(1 + exp(-1))
+    assert form(logits_NV, torch.tensor([1, 1]), None).item() == pytest.approx(expected, rel=1e-12)
+
+
 def test_next_token_loss_without_gradients_and_with_nothing_to_count() -> None:
     with torch.no_grad():
         assert next_token_loss(torch.zeros(2, 8), torch.tensor([3, -1])).item() == pytest.approx(log(8))
@@ -86,13 +95,28 @@ def test_the_loss_of_a_head_whose_logits_are_not_kept(monkeypatch: pytest.Monkey
 
 
 def test_parts_of_a_bf16_head_add_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """256 parts, each too small to change a sum in bf16."""
-    hidden_ND, weight_VD = torch.full((256, 8), 1.0).bfloat16(), torch.zeros(2, 8).bfloat16().requires_grad_()
+    """1024 parts: a sum in bf16 stands still at 128, where a half is too small to change it."""
+    hidden_ND, weight_VD = torch.full((1024, 8), 1.0).bfloat16(), torch.zeros(2, 8).bfloat16().requires_grad_()
     monkeypatch.setattr(losses, "VALUES_PER_PRODUCT", 2)
-    loss = linear_next_token_loss(hidden_ND, weight_VD, torch.zeros(256, dtype=torch.int64))
-    (grad,) = torch.autograd.grad(loss / 256, weight_VD)
+    loss = linear_next_token_loss(hidden_ND, weight_VD, torch.zeros(1024, dtype=torch.int64))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(1024 * log(2), rel=1e-4)
+    (grad,) = torch.autograd.grad(loss / 1024, weight_VD)
     assert grad.dtype == torch.bfloat16
     torch.testing.assert_close(grad, torch.tensor([[-0.5], [0.5]]).bfloat16().expand(2, 8), rtol=0, atol=0)
+
+
+def test_no_part_has_more_logits_than_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def measured(logits_NV: Tensor, *others: Any) -> Tensor:
+        sizes.append(logits_NV.numel())
+        return losses._in_chunks(logits_NV, *others)
+
+    monkeypatch.setattr(losses, "VALUES_PER_PRODUCT", 40)
+    monkeypatch.setattr(losses, "_loss_and_gradient", measured)
+    linear_next_token_loss(randn(2, 5, 4), randn(9, 4, seed=1), torch.zeros(2, 5, dtype=torch.int64))
+    assert sizes == [36, 27, 27]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -113,6 +137,15 @@ def test_balanced_routing_costs_1_for_every_top_k(top_k: int) -> None:
     logits_NE = torch.stack([torch.eye(4, dtype=torch.float64).roll(i, 1) for i in range(4)]).flatten(0, 1)
     logits_NE = logits_NE + 0.5 * logits_NE.roll(1, 1)
     assert load_balancing_loss([route(logits_NE, top_k)]).item() == pytest.approx(1.0, abs=1e-12)
+
+
+def test_a_single_token_is_no_division_by_another_number() -> None:
+    logits_NE = randn(3, 4).float()
+    alone = load_balancing_loss([route(logits_NE[:1])])
+    assert alone.dtype == torch.float32
+    assert alone.item() == pytest.approx(4 * logits_NE[0].softmax(0).max().item(), rel=1e-6)
+    first = torch.tensor([True, False, False])
+    assert load_balancing_loss([route(logits_NE)], mask_N=first).item() == pytest.approx(alone.item(), rel=1e-6)
 
 
 def test_collapsed_routing_costs_the_number_of_experts() -> None:

@@ -40,6 +40,7 @@ def best_first(logits_NE, top_k, balance_E=None):
     return Routing(weights_NK, experts_NK, probs_NE, logits_NE)
 
 def first(parts, spec, generator):
+    assert 0 < spec.density <= 1 and generator.get_state().numel()
     return next(iter(parts))[1].float()
 
 WIDE = {"attention": "merged", "ffn": {"top_k": 2, "split": 2}, "merge": "seed"}
@@ -143,6 +144,7 @@ def test_a_variant_by_name(acme: None) -> None:
             "x = lambda p, s, g: sum(t for _, t in p)",
             "of equal tensors it must make that tensor",
         ),
+        (MERGE_RULES, "acme.x", "x = lambda p, s, g: next(p)[1] + 0.5", "of equal tensors it must make that tensor"),
         (VARIANTS, "acme.x", "x = 3", "must be a mapping of the keys of a variant, not int"),
         (VARIANTS, "acme.x", "x = {'atention': 'merged', 'ffn': 'merged'}", "2 problems"),
         (METRICS, "acme.x", "x = 3", "must be a function (Judged) -> float, not 3"),
@@ -180,9 +182,13 @@ def x(logits, top_k, balance=None):
         ("object.__setattr__(found, 'weights_NK', found.weights_NK[..., :1])", "of logits [2, 4] with top_k 2"),
         ("object.__setattr__(found, 'experts_NK', found.experts_NK.int())", "must be int64"),
         ("object.__setattr__(found, 'experts_NK', found.experts_NK + 4)", "must be int64 numbers of experts"),
+        ("found.experts_NK[found.experts_NK == 2] = 4", "must be int64 numbers of experts"),
         ("object.__setattr__(found, 'experts_NK', 0 * found.experts_NK)", "must name each expert once"),
         ("object.__setattr__(found, 'weights_NK', found.weights_NK / 0)", "must be finite"),
         ("object.__setattr__(found, 'weights_NK', found.weights_NK.half())", "in the dtype of the logits"),
+        ("object.__setattr__(found, 'weights_NK', found.weights_NK.float())", "in the dtype of the logits"),
+        ("found = softmax_topk(logits, max(2, top_k))", "of logits [2, 4] with top_k 1"),
+        ("found = found if balance is None else softmax_topk(logits, 3)", "of logits [2, 4] with top_k 2"),
         ("object.__setattr__(found, 'probs_NE', 2 * found.probs_NE)", "must sum to 1"),
         ("object.__setattr__(found, 'weights_NK', found.weights_NK / 2)", "with weight 1"),
     ],
@@ -196,6 +202,13 @@ def test_a_routing_rule_that_the_model_could_not_rely_on(
     with pytest.raises(UsageError, match=r"routing rule acme.x of bam-acme 1.0 is not what it must be") as caught:
         gate("acme.x")
     assert words in str(caught.value)
+
+
+def test_a_rule_may_want_to_be_told_the_balance(tmp_path: Path, visible: Visible) -> None:
+    module = f"acme_{tmp_path.name.replace('-', '_')}"
+    source = RULE.format(change="").replace("balance=None", "balance")
+    visible(install(tmp_path, "bam-acme", "1.0", {ROUTING_RULES: {"acme.x": f"{module}:x"}}, {module: source}))
+    assert gate("acme.x") is sys.modules[module].x
 
 
 def test_one_that_is_not_installed(acme: None) -> None:

@@ -40,6 +40,7 @@ def test_random_has_the_std_asked_for_and_is_a_function_of_the_generator() -> No
     router = INITS["random"]((8, 4096), generator(), 0.05)
     assert router.dtype == torch.float32
     assert router.std().item() == pytest.approx(0.05, rel=0.02)
+    assert router.mean().item() == pytest.approx(0, abs=1e-3)
     assert torch.equal(router, INITS["random"]((8, 4096), generator(), 0.05))
     assert not torch.equal(router, INITS["random"]((8, 4096), generator(1), 0.05))
 
@@ -56,6 +57,18 @@ def test_orthogonal_rows_are_as_long_as_random_ones(n_experts: int, d: int) -> N
     assert router.square().mean().sqrt().item() == pytest.approx(0.02)
     assert torch.equal(router.float(), INITS["orthogonal"]((n_experts, d), generator(), 0.02))
     assert not torch.equal(router.float(), INITS["orthogonal"]((n_experts, d), generator(1), 0.02))
+
+
+@pytest.mark.parametrize("name", INITS)
+def test_a_router_is_the_same_whatever_dtype_torch_starts_from(name: str) -> None:
+    router = INITS[name]((3, 5), generator(), 0.02)
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = INITS[name]((3, 5), generator(), 0.02)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert router.dtype == again.dtype == torch.float32
+    assert torch.equal(router, again)
 
 
 @pytest.mark.parametrize("n", [3, 40])
@@ -104,6 +117,16 @@ def test_centroid_is_the_unit_difference_from_the_mean_of_all() -> None:
     assert centroid([inputs[0], inputs[0]]).count_nonzero() == 0
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_centroids_are_equally_long_and_at_right_angles_to_the_mean_of_all(scale: float) -> None:
+    inputs = [h * scale for h in clouds(n_domains=4)]
+    router = centroid(inputs).double()
+    common = torch.stack([h.double().mean(0) for h in inputs]).mean(0)
+    lengths = router.norm(dim=1)
+    torch.testing.assert_close(lengths, lengths[:1].expand(4), rtol=SINGLE, atol=0)
+    assert (router @ common).abs().max() < SINGLE * lengths[0] * common.norm()
+
+
 def test_temperature_is_the_best_of_the_ladder() -> None:
     inputs = clouds()
     router = centroid(inputs).double()
@@ -130,5 +153,5 @@ def test_condition_is_of_the_differences_between_experts() -> None:
 def test_condition_counts_copies_once_and_ties_as_infinite() -> None:
     two = torch.tensor([[1.0, 0], [0, 1.0]])
     assert condition(two.repeat_interleave(2, 0)) == condition(two) == pytest.approx(1)
-    assert condition(torch.zeros(3, 4)) == inf
+    assert condition(torch.zeros(3, 4)) == condition(torch.zeros(2, 4)) == inf
     assert condition(torch.ones(1, 4)) == 1

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +36,8 @@ timeout_constant = 60.0  # seconds: on a busy machine a slow test is no endless 
 """
 NOTICED = {"killed", "timeout", "segfault", "caught by type check"}
 
+Place = tuple[str, tuple[str, ...]]
+
 
 @dataclass(frozen=True)
 class Survivor:
@@ -45,9 +47,15 @@ class Survivor:
     change: tuple[str, ...]
 
     @property
-    def place(self) -> tuple[str, tuple[str, ...]]:
+    def place(self) -> Place:
         """What an answer is looked up by: a number would move with every edit of the function."""
         return self.function, tuple(" ".join(line.split()) for line in self.change)
+
+    def is_answered(self, answers: Set[Place]) -> bool:
+        """By an answer with this change, or with nothing but the lines that are gone, whatever takes their place."""
+        function, change = self.place
+        gone = tuple(line for line in change if line.startswith("-"))
+        return not answers.isdisjoint({(function, change), (function, gone)})
 
 
 @dataclass(frozen=True)
@@ -109,8 +117,8 @@ def score(area: Area, folder: Path) -> Score:
                     name = f"{file}: {f'{owner}.' if owner else ''}{function}"
                     survivors.append(Survivor(name, changed(get_diff_for_mutant(key, path=Path(file)))))
     answers = known()
-    answered = tuple(one for one in survivors if one.place in answers)
-    return Score(area.name, n_mutants, tuple(one for one in survivors if one.place not in answers), answered)
+    answered = tuple(one for one in survivors if one.is_answered(answers))
+    return Score(area.name, n_mutants, tuple(one for one in survivors if not one.is_answered(answers)), answered)
 
 
 def changed(diff: str) -> tuple[str, ...]:
@@ -118,7 +126,7 @@ def changed(diff: str) -> tuple[str, ...]:
     return tuple(line for line in lines if line[:1] in ("-", "+"))
 
 
-def known() -> set[tuple[str, tuple[str, ...]]]:
+def known() -> set[Place]:
     """Survivors that have an answer."""
     rows = tomllib.loads(ANSWERS.read_text()).get("equivalent", [])
     return {Survivor(row["function"], tuple(row["change"])).place for row in rows}
