@@ -40,8 +40,8 @@ class Rule:
     split: column groups per slot; for `fresh`, that many equal rows in a row. init, std: of `fresh`. factor: of what
     is made."""
 
-    pattern: str
     op: str
+    pattern: str = ""
     init: str = "random"
     std: float = 0.02
     slots: tuple[str, ...] = ()
@@ -106,7 +106,7 @@ def rules_for(variant: Variant, target: ModelConfig) -> tuple[Rule, ...]:
 
 
 def _shared(variant: Variant, target: ModelConfig, part: Literal["embed", "norms", "head"]) -> Rule:
-    return Rule("", "stack") if target.is_routed(part) else _merged(variant)
+    return Rule("stack") if target.is_routed(part) else _merged(variant)
 
 
 def _shared_router(variant: Variant) -> Iterator[Rule]:
@@ -156,17 +156,17 @@ def _layer_rules(variant: Variant, target: ModelConfig, layer: int) -> Iterator[
     if attention is not None:
         yield "attn.router", _router(variant)
         if attention.router_bias:
-            yield "attn.router_bias", Rule("", "zero")
+            yield "attn.router_bias", Rule("zero")
     for name in ffn_names(target):
         yield f"ffn.{name}", merged if ffn is None else _ffn_expert(variant, ffn, name)
     if ffn is None:
         return
     if ffn.shared_expert:
-        yield from ((f"ffn.shared.{name}", Rule("", "copy", source=f"ffn.{name}")) for name in ffn_names(target))
+        yield from ((f"ffn.shared.{name}", Rule("copy", source=f"ffn.{name}")) for name in ffn_names(target))
     yield "ffn.router", replace(_router(variant), split=ffn.split)
     for name, present in (("router_bias", ffn.router_bias), ("balance_bias", ffn.balance == "bias")):
         if present:
-            yield f"ffn.{name}", Rule("", "zero")
+            yield f"ffn.{name}", Rule("zero")
 
 
 OUTPUT = ("w_down", "b_down")
@@ -174,16 +174,16 @@ OUTPUT = ("w_down", "b_down")
 
 
 def _merged(variant: Variant) -> Rule:
-    return Rule("", variant.merge.method, merge=variant.merge)
+    return Rule(variant.merge.method, merge=variant.merge)
 
 
 def _router(variant: Variant) -> Rule:
-    return Rule("", "fresh", init=variant.router_init, std=variant.router_std)
+    return Rule("fresh", init=variant.router_init, std=variant.router_std)
 
 
 def _stacked(spec: Literal["merged"] | AttentionSpec | FFNSpec, slots: tuple[str, ...]) -> Rule:
     assert spec != "merged", "the target has experts where the variant has none"
-    return Rule("", "random" if spec.experts == "random" else "stack", slots=slots)
+    return Rule("random" if spec.experts == "random" else "stack", slots=slots)
 
 
 def _ffn_expert(variant: Variant, ffn: FFNExperts, name: str) -> Rule:

@@ -34,7 +34,7 @@ def test_coverage_names_a_dropped_a_doubled_a_misshapen_and_a_lost_tensor_at_onc
     sources["code"].tensors["blocks.0.attn.w_q"] = torch.zeros(8, 9)
     sources["math"].tensors["embed.weight"] = torch.zeros(20, 8)
     sources["math"].tensors["lora.a"] = torch.zeros(2)
-    rules = [*BAM_RULES, Rule("blocks.1.attn.w_o", "mean")]
+    rules = [*BAM_RULES, Rule("mean", "blocks.1.attn.w_o")]
     found = problems_of(BAM_SHAPES, rules, sources)
     assert found == {
         "law.blocks.1.ffn.w_up": "is missing; stack needs it",
@@ -57,9 +57,9 @@ def test_coverage_names_a_target_that_no_rule_makes() -> None:
 def test_coverage_names_rules_that_cannot_be_followed() -> None:
     rules = [
         *BAM_RULES,
-        Rule("blocks.*.attn.w_z", "stack"),
-        Rule("norm.wait", "man"),
-        Rule("x", "fresh", "rnd"),
+        Rule("stack", "blocks.*.attn.w_z"),
+        Rule("man", "norm.wait"),
+        Rule("fresh", "x", "rnd"),
     ]
     with pytest.raises(InvalidInput) as caught:
         coverage(BAM_SHAPES, rules, dense_models())
@@ -114,7 +114,7 @@ def test_any_rule_dropped_or_doubled_is_named(touched: list[Rule], double: bool)
 
 
 def test_a_star_is_one_component() -> None:
-    rule = Rule("blocks.*.norm.weight", "mean")
+    rule = Rule("mean", "blocks.*.norm.weight")
     assert rule.claims("blocks.10.norm.weight")
     for name in (
         "blocks.0.attn.norm.weight",

@@ -102,6 +102,7 @@ def test_scaled_weights_carry_the_cube_root_each() -> None:
         shared = name.replace("ffn.", "ffn.shared.")
         assert torch.equal(mixture[shared], sources["general"].tensors[name])
         assert "factor" not in provenance[shared]
+        assert not any("slot" in entry for entry in provenance[name]["from"]), "a group is no slot"
 
 
 def test_scaled_experts_are_rounded_once() -> None:
@@ -142,6 +143,45 @@ def test_a_fitted_router_is_stored_as_all_tensors_are() -> None:
     assert mix(variant, dense_models(), fitted=Fitted(routers))["blocks.0.ffn.router"].dtype == torch.float32
 
 
+@pytest.mark.parametrize("merge", ["mean", "seed"])
+def test_a_factor_of_a_tensor_that_is_no_stack(merge: str) -> None:
+    """It is put to what is made, never to what it is made of."""
+    sources = dense_models()
+    before = parents(sources, "embed.weight").clone()
+    plain = mix(ffn_only(merge=merge), sources)["embed.weight"]
+    scaled = mix(ffn_only(merge=merge), sources, fitted=Fitted(factors={"embed.weight": 3.0}))["embed.weight"]
+    assert torch.equal(scaled, 3 * plain)
+    assert torch.equal(parents(sources, "embed.weight"), before)
+
+
+def test_a_copy_is_float32_and_its_own() -> None:
+    sources = dense_models(dtype=torch.bfloat16)
+    own, name = sources["general"].tensors, "blocks.0.ffn.w_up"
+    shared = mix(ffn_only(shared_expert=True), sources)["blocks.0.ffn.shared.w_up"]
+    assert shared.dtype == torch.float32
+    assert torch.equal(shared, own[name].float())
+    sources = dense_models()
+    own = sources["general"].tensors
+    mix(ffn_only(shared_expert=True), sources)["blocks.0.ffn.shared.w_up"].fill_(0)
+    assert own[name].any(), "the dense model's tensor was handed out itself"
+
+
+def test_zeros_are_float32_whatever_torch_starts_from() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        made = mix(ffn_only(balance="bias"), dense_models(dtype=torch.float32))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {tensor.dtype for tensor in made.values()} == {torch.float32}
+    assert not made["blocks.0.ffn.balance_bias"].any()
+
+
+def test_routers_start_with_the_std_of_their_variant() -> None:
+    name = "blocks.0.ffn.router"
+    usual, wide = (mix(replace(ffn_only(), router_std=std), dense_models())[name] for std in (0.02, 0.5))
+    torch.testing.assert_close(wide, 25 * usual, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("merge", ["mean", "dare"])
 def test_one_tensor_made_alone_is_that_of_the_mixture(merge: str) -> None:
     """With its router, random experts and draws: all that hangs on the seed and on the number of layers."""
@@ -157,7 +197,8 @@ def test_what_was_fitted_must_fit() -> None:
     name = "blocks.0.ffn.router"
     good = {f"blocks.{layer}.ffn.router": torch.ones(4, 8) for layer in range(2)}
     for fitted, expected in (
-        (Fitted(), f"{name}: 'centroid': is fitted on text, and no router was (measure first"),
+        (Fitted(), f"{name}: 'centroid': is fitted on text, and no router was (measure first (upcycle.calibrate), or"),
+        (Fitted(), "or choose random, zero, orthogonal)"),
         (Fitted(good | {name: torch.ones(3, 8)}), f"{name}: [3, 8]: must be [4, 8]"),
         (Fitted(good | {name: torch.full((4, 8), torch.nan)}), f"fitted.{name}: '32 NaN of 32 values'"),
         (Fitted(good | {"norm.weight": torch.ones(8)}), "norm.weight: [8]: was fitted, and is no new router"),
