@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bam_core.data.tokenize import Tokenizer, train_bpe
     from bam_core.errors import ArtifactDamaged, BamError, InvalidInput, Problem, UsageError
     from bam_core.evaluate.perplexity import DomainScore, score
+    from bam_core.nn.decode import Decoder
     from bam_core.nn.generate import generate
     from bam_core.nn.lm import LM, init_weights
     from bam_core.nn.routing import GATES, Routing, dense_gate, route, router_logits
@@ -37,6 +38,7 @@ _HOMES = {
     "bam_core.data.tokenize": ("Tokenizer", "train_bpe"),
     "bam_core.errors": ("ArtifactDamaged", "BamError", "InvalidInput", "Problem", "UsageError"),
     "bam_core.evaluate.perplexity": ("DomainScore", "score"),
+    "bam_core.nn.decode": ("Decoder",),
     "bam_core.nn.generate": ("generate",),
     "bam_core.nn.lm": ("LM", "init_weights"),
     "bam_core.nn.routing": ("GATES", "Routing", "dense_gate", "route", "router_logits"),
@@ -56,6 +58,7 @@ __all__ = [
     "AttentionExperts",
     "AttentionSpec",
     "BamError",
+    "Decoder",
     "DomainScore",
     "FFNExperts",
     "FFNSpec",

@@ -23,6 +23,7 @@ from bam_core.data.tokenize import Tokenizer
 from bam_core.errors import UsageError, nearest
 from bam_core.evaluate.answers import until
 from bam_core.evaluate.continuations import Pair, encode_pairs, score_pairs
+from bam_core.nn.decode import Decoder
 from bam_core.nn.generate import generate
 from bam_core.nn.lm import LM
 
@@ -37,6 +38,7 @@ class LiveModel(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def __init__(self, model: LM, tokenizer: Tokenizer) -> None:
         super().__init__()
         self._model, self._ours = model.eval(), tokenizer
+        self._decoder = Decoder(model, rows=1, steps=model.config.max_seq_len)  # for any number of prompts
 
     @property
     def eot_token_id(self) -> int:
@@ -87,7 +89,7 @@ class LiveModel(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         tokens = torch.tensor(self.tok_encode(prompt)[-(self.max_length - n_new) :])
         samples = bool(settings.get("do_sample", settings.get("temperature", 0) > 0))
         how = {"temperature": settings.get("temperature", 1.0), "top_p": settings.get("top_p", 1.0)} if samples else {}
-        new = generate(self._model, tokens, n_new, eos_id=self.eot_token_id, **how)
+        new = generate(self._decoder, tokens, n_new, eos_id=self.eot_token_id, **how)
         stops = settings.get("until") or []
         return until(self._ours.decode(new), [stops] if isinstance(stops, str) else stops)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import log, sqrt
+from math import ceil, log, sqrt
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from bam_core.evaluate.answers import CODE_STOPS, is_right, stops_of, until
 from bam_core.evaluate.continuations import Likelihood, Pair, encode_pairs, is_cut, score_pairs
 from bam_core.evaluate.sandbox import run_program
 from bam_core.evaluate.task_files import Item, Task
+from bam_core.nn.decode import Decoder
 from bam_core.nn.generate import generate
 from bam_core.nn.lm import LM
 
@@ -200,9 +201,10 @@ def _continued(model: LM, tokenizer: Tokenizer, task: Task, new_tokens: int) -> 
     prompts = [torch.tensor([tokenizer.eos_id, *ids][-room:]) for ids in encoded]
     order = sorted(range(len(prompts)), key=lambda number: (-len(prompts[number]), number))
     texts = [""] * len(prompts)
+    decoder = Decoder(model, rows=ROWS_PER_BATCH, steps=new_tokens * ceil(len(order) / ROWS_PER_BATCH))
     for start in range(0, len(order), ROWS_PER_BATCH):
         numbers = order[start : start + ROWS_PER_BATCH]
-        ids = generate(model, [prompts[number] for number in numbers], new_tokens, eos_id=tokenizer.eos_id)
+        ids = generate(decoder, [prompts[number] for number in numbers], new_tokens, eos_id=tokenizer.eos_id)
         for number, its_ids in zip(numbers, ids, strict=True):
             stops = CODE_STOPS if task.kind == "code" else stops_of(task.items[number].answer)
             texts[number] = until(tokenizer.decode(its_ids), stops)

@@ -23,7 +23,7 @@ from bam_core.seeds import child_seed
 
 @overload
 def generate(
-    model: LM,
+    model: LM | Decoder,
     prompts: Tensor,
     max_new_tokens: int,
     *,
@@ -34,7 +34,7 @@ def generate(
 ) -> list[int]: ...
 @overload
 def generate(
-    model: LM,
+    model: LM | Decoder,
     prompts: Sequence[Tensor],
     max_new_tokens: int,
     *,
@@ -44,7 +44,7 @@ def generate(
     eos_id: int | None = ...,
 ) -> list[list[int]]: ...
 def generate(
-    model: LM,
+    model: LM | Decoder,
     prompts: Tensor | Sequence[Tensor],
     max_new_tokens: int,
     *,
@@ -55,6 +55,7 @@ def generate(
 ) -> list[int] | list[list[int]]:
     """The new token ids that follow each prompt (tokens_T), without the `eos_id` that ended them.
 
+    model: or a `Decoder` of it, kept from call to call: what it has laid out is laid out once.
     temperature 0 takes the likeliest token; otherwise logits are divided by it, and a token is drawn from the
     fewest likeliest ones whose probability reaches `top_p`. One prompt is drawn with `seed`, prompt i of several
     with `child_seed(seed, str(i))`.
@@ -65,7 +66,7 @@ def generate(
         rows, seeds = [prompts], [seed]
     else:
         rows, seeds = list(prompts), [child_seed(seed, str(row)) for row in range(len(prompts))]
-    check_room(model, rows, max_new_tokens)
+    check_room(model.model if isinstance(model, Decoder) else model, rows, max_new_tokens)
     generators = [torch.Generator().manual_seed(row_seed) for row_seed in seeds]
 
     def pick(logits_BV: Tensor, going: list[int]) -> dict[int, int]:
@@ -100,7 +101,7 @@ def check_room(model: LM, rows: Sequence[Tensor], max_new_tokens: int) -> None:
 
 @torch.inference_mode()
 def _continue_rows(
-    model: LM,
+    given: LM | Decoder,
     rows: Sequence[Tensor],
     max_new_tokens: int,
     pick: Callable[[Tensor, list[int]], dict[int, int]],
@@ -110,6 +111,7 @@ def _continue_rows(
 
     A row that has ended idles along.
     """
+    model = given.model if isinstance(given, Decoder) else given
     weight = model.embed.weight
     longest = max(len(tokens_T) for tokens_T in rows)
     pads = [longest - len(tokens_T) for tokens_T in rows]
@@ -120,7 +122,7 @@ def _continue_rows(
     going = list(range(len(rows)))
     was_training = model.training
     model.eval()
-    decoder = Decoder(model, rows=len(rows), steps=max_new_tokens)
+    decoder = given if isinstance(given, Decoder) else Decoder(model, rows=len(rows), steps=max_new_tokens)
     for _ in range(max_new_tokens):
         picked = pick(decoder(step_BT.to(weight.device), cache), going)
         going = [row for row in going if picked[row] != eos_id]

@@ -155,8 +155,6 @@ def _layer_rules(variant: Variant, target: ModelConfig, layer: int) -> Iterator[
         yield f"attn.{name}", _stacked(variant.attention, slots) if name in stacked else merged
     if attention is not None:
         yield "attn.router", _router(variant)
-        if attention.router_bias:
-            yield "attn.router_bias", Rule("zero")
     for name in ffn_names(target):
         yield f"ffn.{name}", merged if ffn is None else _ffn_expert(variant, ffn, name)
     if ffn is None:
@@ -164,9 +162,8 @@ def _layer_rules(variant: Variant, target: ModelConfig, layer: int) -> Iterator[
     if ffn.shared_expert:
         yield from ((f"ffn.shared.{name}", Rule("copy", source=f"ffn.{name}")) for name in ffn_names(target))
     yield "ffn.router", replace(_router(variant), split=ffn.split)
-    for name, present in (("router_bias", ffn.router_bias), ("balance_bias", ffn.balance == "bias")):
-        if present:
-            yield f"ffn.{name}", Rule("zero")
+    if ffn.balance == "bias":
+        yield "ffn.balance_bias", Rule("zero")
 
 
 OUTPUT = ("w_down", "b_down")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
@@ -56,7 +57,7 @@ class StageForecast:
 @dataclass(frozen=True)
 class Forecast:
     """wall_s: from the first start to the last end. critical_s: of the longest chain. cost, energy_wh: of all nodes for
-    all of that time, busy or not."""
+    all of that time, busy or not. torch: the build that was calibrated. measured_torch: those of what was measured."""
 
     stages: tuple[StageForecast, ...]
     wall_s: float
@@ -64,6 +65,8 @@ class Forecast:
     critical: tuple[str, ...]
     cost: float | None
     energy_wh: float | None
+    torch: str | None = None
+    measured_torch: tuple[str, ...] = ()
 
 
 def forecast(
@@ -105,13 +108,16 @@ def forecast(
         _stage(stage, placing, known, needs[stage.name].memory, on)
         for stage, placing in zip(stages, placed, strict=True)
     )
+    records = _records(found, made, settings) if compare else {}
     return Forecast(
-        stages=_measured(found, made, settings) if compare else found,
+        stages=tuple(_measured(stage, records.get(stage.stage)) for stage in found),
         wall_s=wall,
         critical_s=critical_s,
         critical=tuple(critical),
         cost=_of_nodes(kinds, "price_per_hour", wall),
         energy_wh=_of_nodes(kinds, "watts", wall),
+        torch=device.made.get("torch"),
+        measured_torch=tuple(sorted({version for record in records.values() if (version := _torch_of(record))})),
     )
 
 
@@ -269,17 +275,25 @@ def _of_nodes(kinds: Sequence[NodeKind], what: str, seconds: float) -> float | N
     return per_hour * seconds / 3600
 
 
-def _measured(stages: Sequence[StageForecast], made: Plan, settings: Settings) -> tuple[StageForecast, ...]:
-    store, found = open_store(settings), []
+def _records(stages: Sequence[StageForecast], made: Plan, settings: Settings) -> dict[str, Record]:
+    """Stage -> the record of what is there."""
+    store, found = open_store(settings), {}
     for stage in stages:
-        try:
-            record = store.record(stage.stage, made.keys[stage.stage])
-        except ArtifactDamaged:
-            record = None
-        if record is not None:
-            stage = replace(stage, measured_s=record.seconds, measured_bytes=_own_peak(record))
-        found.append(stage)
-    return tuple(found)
+        with suppress(ArtifactDamaged):
+            if (record := store.record(stage.stage, made.keys[stage.stage])) is not None:
+                found[stage.stage] = record
+    return found
+
+
+def _measured(stage: StageForecast, record: Record | None) -> StageForecast:
+    if record is None:
+        return stage
+    return replace(stage, measured_s=record.seconds, measured_bytes=_own_peak(record))
+
+
+def _torch_of(record: Record) -> str | None:
+    version: str | None = record.provenance.get("packages", {}).get("torch")
+    return version
 
 
 def _own_peak(record: Record) -> float | None:

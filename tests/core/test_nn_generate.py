@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bam_core.config import AttentionExperts, FFNExperts, ModelConfig
 from bam_core.errors import UsageError
+from bam_core.nn.decode import Decoder
 from bam_core.nn.generate import generate, pick_token
 from bam_core.nn.lm import LM, init_weights
 from bam_core.seeds import child_seed
@@ -56,6 +57,17 @@ def test_a_row_does_not_depend_on_its_neighbours(name: str, settings: dict[str, 
     assert together == alone
     assert generate(model, prompts[:2], 10, seed=9, **settings) == alone[:2]
     assert all(len(text) == 10 for text in together)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_decoder_that_is_kept_goes_on_where_a_new_one_would(training: bool) -> None:
+    model = build().train(training)
+    kept = Decoder(model, rows=3, steps=1000)
+    for prompts in ([tokens(5)], [tokens(n, seed=n) for n in (5, 1, 12)], [tokens(3), tokens(7)]):
+        assert generate(kept, prompts, 10, temperature=1.0) == generate(model, prompts, 10, temperature=1.0)
+        assert model.training == training
+    with pytest.raises(UsageError, match="this model reads"):
+        generate(kept, tokens(5), 10_000)
 
 
 def test_equal_prompts_of_a_batch_are_drawn_apart() -> None:

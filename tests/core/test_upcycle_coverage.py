@@ -14,6 +14,7 @@ from bam_core.errors import InvalidInput
 from bam_core.nn.shapes import Shape, tensor_shapes
 from bam_core.upcycle.apply import coverage, upcycle
 from bam_core.upcycle.rules import Rule
+from bam_core.upcycle.specs import MergeSpec
 from bam_core.upcycle.variants import VARIANTS, mixture_config, rules_for
 
 BAM = VARIANTS["bam"]
@@ -145,3 +146,27 @@ def test_a_value_that_is_not_finite_is_refused_where_it_is_read(name: str) -> No
     sources["law"].tensors[name].view(-1)[3] = torch.nan
     with pytest.raises(InvalidInput, match=rf"law\.{name}: '1 NaN of \d+ values': must all be finite"):
         mix(BAM, sources)
+
+
+@pytest.mark.parametrize(
+    ("rule", "models"),
+    [
+        (Rule("stack"), ("seed", "code", "law")),
+        (Rule("stack", slots=("law", "code", "law")), ("law", "code")),
+        (Rule("mean"), ("seed", "code", "law")),
+        (Rule("weighted", merge=MergeSpec("weighted", {"law": 1.0})), ("law",)),
+        (Rule("copy"), ("seed",)),
+        (Rule("seed"), ("seed",)),
+        (Rule("random"), ()),
+        (Rule("fresh"), ()),
+        (Rule("zero"), ()),
+    ],
+)
+def test_which_models_a_rule_reads(rule: Rule, models: tuple[str, ...]) -> None:
+    assert rule.reads(("seed", "code", "law")) == models
+
+
+@pytest.mark.parametrize("op", ["fresh", "zero"])
+def test_what_the_dense_models_do_not_have_has_no_source(op: str) -> None:
+    assert Rule(op, "blocks.*.ffn.router").source_of("blocks.0.ffn.router") is None
+    assert Rule("copy", "blocks.*.up", source="blocks.*.down").source_of("blocks.3.up") == "blocks.3.down"

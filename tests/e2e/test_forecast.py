@@ -31,6 +31,13 @@ def test_predicted_beside_measured(finished: Place, tmp_path: Path) -> None:
         assert stage["measured_bytes"] is None, "one process made all of them"
     shown = finished.bam("plan", str(finished.recipe), *on).out
     assert "together: predicted" in shown
+    assert "made with torch" not in shown, "the calibration does not say"
+    packages = finished.record("seed")["provenance"]["packages"]
+    for calibrated, is_told in ((packages["torch"], False), ("2.0.0+cu126", True)):
+        other = DEVICE.to_json() | {"made": {"torch": calibrated}}
+        (tmp_path / "calibration.json").write_text(json.dumps(other))
+        shown = finished.bam("plan", str(finished.recipe), *on).out
+        assert (f"made with torch {packages['torch']}, calibrated with 2.0.0+cu126: " in shown) == is_told
     assert json.loads(finished.bam("plan", str(finished.recipe), *on[:2], "--json").out)["forecast"]["stages"] == []
 
 
