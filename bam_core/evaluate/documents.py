@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bam_core.data.packing import ROWS_PER_BLOCK
 from bam_core.errors import ArtifactDamaged, InvalidInput, Problem
-from bam_core.evaluate.perplexity import Rows
+
+if TYPE_CHECKING:  # a stage that only reads text has no use for torch, which takes a second to import
+    from bam_core.evaluate.perplexity import Rows
 
 GOLDEN = (sqrt(5) - 1) / 2
 """The fraction whose multiples spread most evenly over [0, 1), modulo 1."""

@@ -5,7 +5,6 @@ A task is known by its content: the stage's configuration has the digests of the
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bam_core.data.tokenize import Tokenizer
-from bam_core.errors import BamError
-from bam_core.evaluate.task_files import Task, read_task
 from bam_core.evaluate.tasks import TaskScore, score_task
 from bam_core.nn.lm import LM
 from bam_core.protocols import StageContext
+from pipelines.stages.planned_task import planned_task
 
 BY_ITEM = "tasks.parquet"
 SCHEMA = pa.schema(
@@ -52,15 +50,6 @@ def score_tasks(context: StageContext, name: str, model: LM, tokenizer_path: Pat
     scores.sort(key=lambda score: score.task.name)
     _add_items(context.out / BY_ITEM, name, scores)
     return {score.task.name: score.to_json() for score in scores}
-
-
-def planned_task(context: StageContext, digest: str) -> Task:
-    """The task of a file that the recipe names. Raises BamError if it is not the one that was planned with."""
-    path = context.runtime["tasks"][digest]["path"]
-    data = context.sources.read_file(path)
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise BamError(f"the task file {path} changed since the plan, or differs here; run again")
-    return read_task(data, path)
 
 
 def _add_items(path: Path, model: str, scores: Iterable[TaskScore]) -> None:

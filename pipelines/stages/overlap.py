@@ -19,7 +19,7 @@ from bam_core.evaluate.documents import Documents
 from bam_core.evaluate.overlap import RUN, HeldOut, Overlap
 from bam_core.evaluate.task_files import Task
 from bam_core.protocols import StageContext
-from pipelines.stages.downstream import planned_task
+from pipelines.stages.planned_task import planned_task
 
 OVERLAP_FILE = "overlap.json"
 TOKENS_AT_ONCE = 2**18

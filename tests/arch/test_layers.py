@@ -62,3 +62,11 @@ def test_planning_loads_no_slow_library() -> None:
     code = "import sys, pipelines.wiring, pipelines.cli; print(sorted({'ray', 'mlflow', 'torch'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.strip() == "[]"
+
+
+def test_stages_that_only_read_text_load_no_torch() -> None:
+    """A second of each such process on a cluster."""
+    modules = ", ".join(f"pipelines.stages.{name}" for name in ("tokenizer", "data", "overlap"))
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.strip() == "False"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.stages import tokenizer
 from tests.e2e.kit import Place, executed, merged
 
 
@@ -127,3 +129,22 @@ def test_the_memory_to_mix_is_said_before_the_start(up_to: Callable[..., Place])
     lines = answer.err.splitlines()
     [said] = [index for index, line in enumerate(lines) if re.match(r"memory to mix: up to \d+ MiB \(mix.bam\)", line)]
     assert any("mix.bam" in line and "starts" in line for line in lines[said + 1 :])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_loaded_is_not_searched_for_garbage_while_a_stage_runs(
+    empty: Place, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    frozen: list[int] = []
+    runs = tokenizer.run
+
+    def seen(context: Any) -> Any:
+        frozen.append(gc.get_freeze_count())
+        if fails:
+            raise RuntimeError("on purpose")
+        return runs(context)
+
+    monkeypatch.setattr(tokenizer, "run", seen)
+    assert empty.run("--only", "tokenizer").status == int(fails)
+    assert frozen[0] > 10_000
+    assert gc.get_freeze_count() == 0
