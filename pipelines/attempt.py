@@ -7,13 +7,12 @@ what another run made meanwhile is taken, not made again; no input is read whose
 from __future__ import annotations
 
 import errno
-import gc
 import hashlib
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from bam_core.protocols import (
     Tracker,
     Trainer,
 )
+from pipelines.heap import unscanned
 from pipelines.stages.inputs import require_fitting
 
 LiveFigures = Callable[[int, Metrics], None]
@@ -215,7 +215,7 @@ def _make(
             searcher=services.searcher(stage, trainer),
         )
         function = services.function(stage)
-        with _unscanned_heap():
+        with unscanned():
             metrics = function(context)
         ran_on = trainer.workers or [services.place()]
         record = _record(job, records, out, metrics, started, attempt, store, ran_on)
@@ -224,17 +224,6 @@ def _make(
         store.commit(out, record)
     store.clear_training(stage.name, job.key)
     return record
-
-
-@contextmanager
-def _unscanned_heap() -> Iterator[None]:
-    """What has been loaded by now is no garbage. With MLflow it is so much that looking through it, again and again,
-    doubled the time of a stage that makes many objects of its own."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _input_record(store: Store, role: str, parent: tuple[str, str]) -> Record:

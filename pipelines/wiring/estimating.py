@@ -23,6 +23,7 @@ from bam_core.planner.place import Host, Job, Placed, critical_path, schedule
 from bam_core.planner.work import Training
 from infra.ray_room import require_room
 from infra.sources import TextSources
+from pipelines.heap import unscanned
 from pipelines.recipe import Recipe
 from pipelines.wiring.planning import Plan
 from pipelines.wiring.settings import Settings, open_store
@@ -131,10 +132,11 @@ def _text(source: Mapping[str, Any]) -> TextFacts:
         return TextFacts((), whole=False)
     sizes, started = [], time.perf_counter()
     TextSources().digest(source)  # the stage takes it too
-    for document in TextSources().read(source):
-        sizes.append(len(document.text.encode()))
-        if time.perf_counter() - started > LOOKED_S:
-            return TextFacts(sizes, LOOKED_S, whole=False)
+    with unscanned():  # as a stage reads it
+        for document in TextSources().read(source):
+            sizes.append(len(document.text.encode()))
+            if time.perf_counter() - started > LOOKED_S:
+                return TextFacts(sizes, LOOKED_S, whole=False)
     return TextFacts(sizes, time.perf_counter() - started)
 
 
