@@ -32,6 +32,9 @@ class Scores(NamedTuple):
 
 PLAIN = Scores()
 
+PRODUCTS_AT_ONCE = 2**20
+"""Of queries and keys, for one new token a row: 4 MB of float32."""
+
 
 def scores_of(config: ModelConfig, layer: int) -> Scores:
     return Scores(config.attention_scale, config.attention_softcap, config.window_at(layer))
@@ -196,8 +199,29 @@ def _attend_last(
     q_BGQC = q_B1HC.reshape(len(q_B1HC), k_BSGC.shape[2], -1, q_B1HC.shape[3])
     mask = mask_B1S.unsqueeze(1) if mask_B1S is not None else None
     keys_BGSC, values_BGSX = k_BSGC.transpose(1, 2), v_BSGX.transpose(1, 2)
+    on_cpu = q_BGQC.device.type == "cpu" and q_BGQC.dtype == torch.bfloat16
+    if on_cpu and q_BGQC.shape[2] == 1 and not torch.is_grad_enabled():
+        return _attend_one(q_BGQC, keys_BGSC, values_BGSX, mask_B1S, scale).unsqueeze(1)
     o_BGQX = F.scaled_dot_product_attention(q_BGQC, keys_BGSC, values_BGSX, attn_mask=mask, scale=scale)
     return o_BGQX.flatten(1, 2).unsqueeze(1)
+
+
+def _attend_one(q_BG1C: Tensor, k_BGSC: Tensor, v_BGSX: Tensor, mask_B1S: Tensor | None, scale: float | None) -> Tensor:
+    """o_BGX of one query for each key head: torch's kernel on a CPU takes twice as long (docs/log.md).
+
+    Scores are in float32 or wider, as there, of some heads at a time: products of all would be more than a cache holds.
+    """
+    n_rows, (n_keys, channels) = len(k_BGSC), k_BGSC.shape[2:]
+    k_NSC, q_N1C = k_BGSC.flatten(0, 1), q_BG1C.flatten(0, 1)
+    q_N1C = q_N1C.to(torch.promote_types(q_N1C.dtype, torch.float32))
+    at_once = max(1, PRODUCTS_AT_ONCE // (n_keys * channels))
+    parts = zip(torch.split(k_NSC, at_once), torch.split(q_N1C, at_once), strict=True)
+    s_NS = torch.cat([(keys * query).sum(-1) for keys, query in parts])
+    s_NS.mul_(channels**-0.5 if scale is None else scale)
+    if mask_B1S is not None:
+        s_NS.view(n_rows, -1, n_keys).masked_fill_(~mask_B1S, -torch.inf)
+    p_N1S = s_NS.softmax(-1).to(v_BGSX.dtype).unsqueeze(1)
+    return torch.bmm(p_N1S, v_BGSX.flatten(0, 1)).view(n_rows, -1, v_BGSX.shape[3])
 
 
 def attend_past(

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bam_core.config import AttentionExperts, KeysValues, ModelConfig
+from bam_core.nn import attention
 from bam_core.nn import short_attention as short
-from bam_core.nn.attention import Cache, attend
+from bam_core.nn.attention import Cache, Scores, attend
 from bam_core.nn.layers import apply_rotary, norm_channels, rotary_tables
 
 CPU = torch.device("cpu")
@@ -119,6 +120,32 @@ def test_a_mask_takes_the_place_of_the_past(n_queries: int) -> None:
     mask_BTS = torch.rand(2, n_queries, 7, generator=torch.Generator().manual_seed(4)) < 0.5
     mask_BTS[..., 0] = True
     torch.testing.assert_close(attend(q, k, v, mask_BTS), reference(q, k, v, mask_BTS), **EXACT)
+
+
+@pytest.mark.parametrize("products", [1, 7 * 8 * 3, 2**20], ids=["a head", "three heads", "all"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("width", [8, 24])
+def test_one_query_for_each_head(products: int, masked: bool, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bf16 takes on a CPU, here in float64; then that it is taken, and as accurate as torch's kernel."""
+    monkeypatch.setattr(attention, "PRODUCTS_AT_ONCE", products)
+    q, k, v = heads(1, 4, 1), heads(7, 4, 2), heads(7, 4, 3, channels=width)
+    mask_BTS = torch.rand(2, 1, 7, generator=torch.Generator().manual_seed(4)) < 0.5 if masked else None
+    if mask_BTS is not None:
+        mask_BTS[..., 0] = True
+    expected = reference(q, k, v, mask_BTS)
+    found = attention._attend_one(*(x.transpose(1, 2) for x in (q, k, v)), mask_BTS, None)
+    torch.testing.assert_close(found.unsqueeze(1), expected, **EXACT)
+    narrow = [x.bfloat16() for x in (q, k, v)]
+    exact = reference(*(x.double() for x in narrow), mask_BTS)
+    torchs = attend(*(x.requires_grad_() for x in narrow), mask_BTS).double()
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *_, **__: pytest.fail("torch's kernel"))
+    with torch.no_grad():
+        ours = attend(*narrow, mask_BTS).double()
+        scaled = attend(*narrow, mask_BTS, Scores(scale=0.0)).double()
+    assert (ours - exact).norm() < max(1.6 * (torchs - exact).norm(), 2**-8 * exact.norm())
+    seen = mask_BTS.double() if mask_BTS is not None else torch.ones(2, 1, 7, dtype=torch.float64)
+    even = (seen / seen.sum(-1, keepdim=True)) @ v.flatten(2)
+    torch.testing.assert_close(scaled.flatten(2), even, rtol=0, atol=2**-6)
 
 
 @pytest.mark.parametrize("n_time", [1, 5, 128, 300])
