@@ -85,10 +85,11 @@ def prepare(area: Area) -> Path:
     return folder
 
 
-def run(area: Area) -> Score:
-    """Raises SystemExit if the tests fail as they are."""
+def run(area: Area, functions: Sequence[str] = ()) -> Score:
+    """functions: nothing but them, as the table names them; without any, all. Raises SystemExit if the tests fail as
+    they are."""
     folder = prepare(area)
-    command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(n_processes())]
+    command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(n_processes()), *map(mutants_of, functions)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     with (FOLDER / f"{area.name}.log").open("wb") as log:
         status = subprocess.run(command, cwd=folder, env=env, stdout=log, stderr=log).returncode
@@ -97,7 +98,18 @@ def run(area: Area) -> Score:
     return score(area, folder)
 
 
+def mutants_of(function: str) -> str:
+    """The pattern of mutmut's names for the mutants of `FILE: FUNCTION` or `FILE: CLASS.FUNCTION`."""
+    file, _, name = function.partition(": ")
+    owner, _, own = name.rpartition(".")
+    module = file.removesuffix(".py").replace("/", ".")
+    return f"{module}.{f'xǁ{owner}ǁ' if owner else 'x_'}{own}__mutmut_*"
+
+
 def score(area: Area, folder: Path) -> Score:
+    """Of the mutants that were tried. Raises SystemExit if none were."""
+    if not (folder / "mutants").exists():
+        raise SystemExit(f"{area.name} has not been run here")
     from mutmut.configuration import reset_config
     from mutmut.mutation.data import SourceFileMutationData
     from mutmut.mutation.diff_apply import get_diff_for_mutant
@@ -110,8 +122,9 @@ def score(area: Area, folder: Path) -> Score:
         for file in area.files:
             data = SourceFileMutationData(path=Path(file))
             data.load()
-            n_mutants += len(data.exit_code_by_key)
-            for key, code in data.exit_code_by_key.items():
+            tried = {key: code for key, code in data.exit_code_by_key.items() if code is not None}
+            n_mutants += len(tried)
+            for key, code in tried.items():
                 if status_by_exit_code[code] not in NOTICED:
                     function, owner = names_of(key)
                     name = f"{file}: {f'{owner}.' if owner else ''}{function}"
@@ -165,9 +178,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description="Would the tests notice?")
     parser.add_argument("words", nargs="*", metavar="AREA or FILE", help="without any, every area")
     parser.add_argument("--again", action="store_true", help="the table of the last run, with today's answers")
+    parser.add_argument("--survived", action="store_true", help="only the functions that had survivors in the last run")
     options = parser.parse_args(argv)
     areas = asked(options.words)
-    scores = [score(area, FOLDER / area.name) if options.again else run(area) for area in areas]
+    scores = []
+    for area in areas:
+        last = score(area, FOLDER / area.name) if options.again or options.survived else None
+        if options.again and last is not None:
+            scores.append(last)
+        elif last is None:
+            scores.append(run(area))
+        elif functions := sorted({one.function for one in last.survivors}):
+            scores.append(run(area, functions))
     print(show(scores))
     return int(any(one.survivors for one in scores))
 
