@@ -204,6 +204,17 @@ def test_a_routing_rule_that_the_model_could_not_rely_on(
     assert words in str(caught.value)
 
 
+def test_a_merge_of_different_models_may_be_none_of_them(tmp_path: Path, visible: Visible) -> None:
+    module = f"acme_{tmp_path.name.replace('-', '_')}"
+    source = """
+def x(parts, spec, generator):
+    tensors = [tensor for _, tensor in parts]
+    return sum(tensors) / len(tensors)
+"""
+    visible(install(tmp_path, "bam-acme", "1.0", {MERGE_RULES: {"acme.x": f"{module}:x"}}, {module: source}))
+    assert merge_rule("acme.x") is sys.modules[module].x
+
+
 def test_a_rule_may_want_to_be_told_the_balance(tmp_path: Path, visible: Visible) -> None:
     module = f"acme_{tmp_path.name.replace('-', '_')}"
     source = RULE.format(change="").replace("balance=None", "balance")
