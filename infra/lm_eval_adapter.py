@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,11 @@ class LiveModel(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def __init__(self, model: LM, tokenizer: Tokenizer) -> None:
         super().__init__()
         self._model, self._ours = model.eval(), tokenizer
-        self._decoder = Decoder(model, rows=1, steps=model.config.max_seq_len)  # for any number of prompts
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        """For any number of prompts; likelihoods alone have no use for it."""
+        return Decoder(self._model, rows=1, steps=self.max_length)
 
     @property
     def eot_token_id(self) -> int:

@@ -138,8 +138,7 @@ def attend(
     if n_queries == 1:
         return _attend_last(q_BTHC, k_BSGC, v_BSGX, mask_BTS, scores.scale)
     causal = mask_BTS is None and n_queries == n_keys
-    short = causal and q_BTHC.device.type == "cpu" and q_BTHC.dtype == torch.bfloat16 and n_keys <= MAX_ROW
-    short = short and scores.scale is None
+    short = causal and _in_bf16_on_cpu(q_BTHC) and n_keys <= MAX_ROW and scores.scale is None
     if short and torch.is_grad_enabled():  # it keeps probabilities for the gradient; without one, torch's is faster
         return short_attention(q_BTHC, k_BSGC, v_BSGX)
     mask = mask_BTS.unsqueeze(1) if mask_BTS is not None else None
@@ -155,6 +154,11 @@ def attend(
         enable_gqa=q_BTHC.shape[2] != k_BSGC.shape[2],
     )
     return o_BHTX.transpose(1, 2)
+
+
+def _in_bf16_on_cpu(x: Tensor) -> bool:
+    """Where torch's kernel is the slower one for some shapes."""
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16
 
 
 def _in_window(
@@ -199,15 +203,15 @@ def _attend_last(
     q_BGQC = q_B1HC.reshape(len(q_B1HC), k_BSGC.shape[2], -1, q_B1HC.shape[3])
     mask = mask_B1S.unsqueeze(1) if mask_B1S is not None else None
     keys_BGSC, values_BGSX = k_BSGC.transpose(1, 2), v_BSGX.transpose(1, 2)
-    on_cpu = q_BGQC.device.type == "cpu" and q_BGQC.dtype == torch.bfloat16
-    if on_cpu and q_BGQC.shape[2] == 1 and not torch.is_grad_enabled():
+    if _in_bf16_on_cpu(q_BGQC) and q_BGQC.shape[2] == 1 and not torch.is_grad_enabled():
         return _attend_one(q_BGQC, keys_BGSC, values_BGSX, mask_B1S, scale).unsqueeze(1)
     o_BGQX = F.scaled_dot_product_attention(q_BGQC, keys_BGSC, values_BGSX, attn_mask=mask, scale=scale)
     return o_BGQX.flatten(1, 2).unsqueeze(1)
 
 
 def _attend_one(q_BG1C: Tensor, k_BGSC: Tensor, v_BGSX: Tensor, mask_B1S: Tensor | None, scale: float | None) -> Tensor:
-    """o_BGX of one query for each key head: torch's kernel on a CPU takes twice as long (docs/log.md).
+    """o_BGX of one query for each key head: torch's kernel takes two to three times as long but at both
+    ends of what was measured (docs/log.md).
 
     Scores are in float32 or wider, as there, of some heads at a time: products of all would be more than a cache holds.
     """

@@ -66,7 +66,8 @@ def generate(
         rows, seeds = [prompts], [seed]
     else:
         rows, seeds = list(prompts), [child_seed(seed, str(row)) for row in range(len(prompts))]
-    check_room(model.model if isinstance(model, Decoder) else model, rows, max_new_tokens)
+    lm = model.model if isinstance(model, Decoder) else model
+    check_room(lm, rows, max_new_tokens)
     generators = [torch.Generator().manual_seed(row_seed) for row_seed in seeds]
 
     def pick(logits_BV: Tensor, going: list[int]) -> dict[int, int]:
@@ -74,7 +75,8 @@ def generate(
             return dict(enumerate(logits_BV.argmax(-1).tolist()))
         return {row: pick_token(logits_BV[row], temperature, top_p, generators[row]) for row in going}
 
-    texts = _continue_rows(model, rows, max_new_tokens, pick, eos_id) if rows else []
+    decoder = model if isinstance(model, Decoder) else Decoder(lm, rows=len(rows), steps=max_new_tokens)
+    texts = _continue_rows(decoder, rows, max_new_tokens, pick, eos_id) if rows else []
     return texts[0] if isinstance(prompts, Tensor) else texts
 
 
@@ -101,7 +103,7 @@ def check_room(model: LM, rows: Sequence[Tensor], max_new_tokens: int) -> None:
 
 @torch.inference_mode()
 def _continue_rows(
-    given: LM | Decoder,
+    decoder: Decoder,
     rows: Sequence[Tensor],
     max_new_tokens: int,
     pick: Callable[[Tensor, list[int]], dict[int, int]],
@@ -111,7 +113,7 @@ def _continue_rows(
 
     A row that has ended idles along.
     """
-    model = given.model if isinstance(given, Decoder) else given
+    model = decoder.model
     weight = model.embed.weight
     longest = max(len(tokens_T) for tokens_T in rows)
     pads = [longest - len(tokens_T) for tokens_T in rows]
@@ -122,7 +124,6 @@ def _continue_rows(
     going = list(range(len(rows)))
     was_training = model.training
     model.eval()
-    decoder = given if isinstance(given, Decoder) else Decoder(model, rows=len(rows), steps=max_new_tokens)
     for _ in range(max_new_tokens):
         picked = pick(decoder(step_BT.to(weight.device), cache), going)
         going = [row for row in going if picked[row] != eos_id]

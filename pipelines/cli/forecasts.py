@@ -82,10 +82,11 @@ def comparison_text(found: Forecast) -> str:
     told = [text.table(headers, rows, right=range(1, 7)), "", f"{ends}, ratio {total / measured:.2f}"]
     if not any(stage.measured_bytes for stage in known):
         told.append("memory is compared where a training has a process of its own, as on Ray")
-    if others := [version for version in found.measured_torch if found.torch not in (None, version)]:
+    calibrated = found.calibrated_torch
+    if calibrated and (others := [version for version in found.measured_torch if version not in calibrated]):
         told.append(
-            f"made with torch {', '.join(others)}, calibrated with {found.torch}: a build for CUDA takes hundreds of"
-            " MiB more than one for CPUs, in every process; calibrate with the one that runs"
+            f"made with torch {', '.join(others)}, calibrated with {', '.join(calibrated)}: a build for CUDA"
+            " takes hundreds of MiB more than one for CPUs, in every process; calibrate with the one that runs"
         )
     return "\n".join(told)
 

@@ -6,7 +6,7 @@ And what a finished store says of it: predicted beside measured.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf
@@ -58,7 +58,8 @@ class StageForecast:
 @dataclass(frozen=True)
 class Forecast:
     """wall_s: from the first start to the last end. critical_s: of the longest chain. cost, energy_wh: of all nodes for
-    all of that time, busy or not. torch: the build that was calibrated. measured_torch: those of what was measured."""
+    all of that time, busy or not. calibrated_torch, measured_torch: the builds that the calibrations, and what was
+    measured, were made with, as far as they say."""
 
     stages: tuple[StageForecast, ...]
     wall_s: float
@@ -66,7 +67,7 @@ class Forecast:
     critical: tuple[str, ...]
     cost: float | None
     energy_wh: float | None
-    torch: str | None = None
+    calibrated_torch: tuple[str, ...] = ()
     measured_torch: tuple[str, ...] = ()
 
 
@@ -117,8 +118,8 @@ def forecast(
         critical=tuple(critical),
         cost=_of_nodes(kinds, "price_per_hour", wall),
         energy_wh=_of_nodes(kinds, "watts", wall),
-        torch=device.made.get("torch"),
-        measured_torch=tuple(sorted({version for record in records.values() if (version := _torch_of(record))})),
+        calibrated_torch=_torch_of(calibrations[kind.name].made for kind in kinds),
+        measured_torch=_torch_of(record.provenance.get("packages", {}) for record in records.values()),
     )
 
 
@@ -293,9 +294,9 @@ def _measured(stage: StageForecast, record: Record | None) -> StageForecast:
     return replace(stage, measured_s=record.seconds, measured_bytes=_own_peak(record))
 
 
-def _torch_of(record: Record) -> str | None:
-    version: str | None = record.provenance.get("packages", {}).get("torch")
-    return version
+def _torch_of(packages: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """packages: name -> version, of each place."""
+    return tuple(sorted({its["torch"] for its in packages if "torch" in its}))
 
 
 def _own_peak(record: Record) -> float | None:

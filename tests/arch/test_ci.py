@@ -133,10 +133,17 @@ def test_a_score_is_of_what_could_be_killed(monkeypatch: pytest.MonkeyPatch) -> 
     shown = mutation.show([found]).splitlines()
     assert shown[:3] == ["f.py: f", "  -  a", "  +  b"]
     assert shown[-1].split() == ["routing", "11", "9", "1", "1", "90.0%"]
-    assert mutation.mutants_of("a/b.py: f") == "a.b.x_f__mutmut_*"
-    assert mutation.mutants_of("a/b.py: C._f") == "a.b.xǁCǁ_f__mutmut_*"
-    assert one.is_answered({one.place})
-    assert one.is_answered({("f.py: f", ("- a",))}), "whatever a is changed to"
-    assert not one.is_answered({("f.py: f", ("- b",)), ("f.py: g", ("- a",)), ("f.py: f", ("- a", "+ c"))})
     assert mutation.changed("--- f\n+++ f\n@@ -1 +1 @@\n x\n-  a\n+  b\n") == one.change
     assert [area.files for area in mutation.asked(["bam_core/nn/routing.py"])] == [("bam_core/nn/routing.py",)]
+
+
+def test_an_answer_is_for_a_change_or_for_whatever_a_line_becomes() -> None:
+    one = mutation.Survivor("f.py: f", ("-  a", "+  b"))
+    assert one.is_answered({one.place})
+    assert one.is_answered({("f.py: f", ("- a",))})
+    assert not one.is_answered({("f.py: f", ("- b",)), ("f.py: g", ("- a",)), ("f.py: f", ("- a", "+ c"))})
+
+
+def test_the_mutants_of_a_function_have_its_name() -> None:
+    assert mutation.mutants_of("a/b.py: f") == "a.b.x_f__mutmut_*"
+    assert mutation.mutants_of("a/b.py: C._f") == "a.b.xǁCǁ_f__mutmut_*"

@@ -107,7 +107,7 @@ def mutants_of(function: str) -> str:
 
 
 def score(area: Area, folder: Path) -> Score:
-    """Of the mutants that were tried. Raises SystemExit if none were."""
+    """Of the mutants that were tried. Raises SystemExit if the area has not been run."""
     if not (folder / "mutants").exists():
         raise SystemExit(f"{area.name} has not been run here")
     from mutmut.configuration import reset_config
@@ -173,6 +173,15 @@ def show(scores: Sequence[Score]) -> str:
     return "\n".join(lines)
 
 
+def scored(area: Area, *, again: bool, survived: bool) -> Score:
+    """again: of the last run. survived: of a new one, of the functions that had survivors, if any had."""
+    if not (again or survived):
+        return run(area)
+    last = score(area, FOLDER / area.name)
+    functions = sorted({one.function for one in last.survivors})
+    return run(area, functions) if functions and not again else last
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """0 if every survivor has an answer, else 1."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description="Would the tests notice?")
@@ -181,15 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--survived", action="store_true", help="only the functions that had survivors in the last run")
     options = parser.parse_args(argv)
     areas = asked(options.words)
-    scores = []
-    for area in areas:
-        last = score(area, FOLDER / area.name) if options.again or options.survived else None
-        if options.again and last is not None:
-            scores.append(last)
-        elif last is None:
-            scores.append(run(area))
-        elif functions := sorted({one.function for one in last.survivors}):
-            scores.append(run(area, functions))
+    scores = [scored(area, again=options.again, survived=options.survived) for area in areas]
     print(show(scores))
     return int(any(one.survivors for one in scores))
 
